@@ -1,0 +1,84 @@
+"""What a backend is, and how it is found.
+
+A backend is a folder (or another package) behind the entry-point group `graphdsl.backends`; the
+passes see only its Target, never the backend itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Protocol
+
+from graphdsl.errors import GraphError
+from graphdsl.ir import Node
+from graphdsl.plan import Plan
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the passes need to know of a backend."""
+
+    name: str
+    takes: frozenset[str] = frozenset()
+    """Operations that the backend has whole; the others are expanded to kernels."""
+    kv_order: str = "bsnd"
+    dtypes: frozenset[str] = frozenset({"f32", "bf16"})
+    fuses_loops: bool = True
+    """Runs of pointwise and row-reduction kernels become generated loops."""
+    epilogue_matmuls: int = 2
+    """How many matmuls that share an operand one epilogue may take."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding of `probe`: a tool, a feature, a library, and whether it is there."""
+
+    name: str
+    ok: bool
+    detail: str
+
+
+@dataclass(frozen=True)
+class Capability:
+    """What this machine offers a backend."""
+
+    checks: tuple[Check, ...]
+    features: tuple[str, ...] = ()
+    """What the generated code depends on (CPU features, architectures): part of the cache key."""
+
+    @property
+    def ok(self) -> bool:
+        return all(check.ok for check in self.checks)
+
+
+class Backend(Protocol):
+    """Lower, render and compile a plan."""
+
+    @property
+    def target(self) -> Target: ...
+
+    def probe(self, environment: Mapping[str, str]) -> Capability:
+        """What is installed. Never raises; `environment` holds CXX and its like."""
+
+    def supports(self, node: Node) -> str:
+        """Why this backend cannot run `node`, or an empty string."""
+
+    def render(self, plan: Plan) -> dict[str, str]:
+        """The sources, by path."""
+
+    def compile(self, sources: Path, library: Path, environment: Mapping[str, str]) -> None:
+        """The library from the rendered sources. Raises ToolError with the command and output."""
+
+
+def find_backend(name: str) -> Backend:
+    """The backend of this name. Raises GraphError for an unknown one."""
+    found = {e.name: e for e in entry_points(group="graphdsl.backends")}
+    if name not in found:
+        raise GraphError(f"no backend {name}", hint=f"backends: {', '.join(sorted(found))}")
+    module, _, attribute = found[name].value.partition(":")
+    backend: Backend = getattr(import_module(module), attribute)
+    return backend

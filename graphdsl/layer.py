@@ -1,0 +1,312 @@
+"""Layers and Models: operations with params and KV state, and how they are traced.
+
+A Layer is an ordinary class: params, caches and inner Layers are attributes set in `__init__`,
+`forward` is the maths, `signature` the types of what it takes. Tracing works on a copy of the
+Layer whose params are bound to values, so that nothing global is needed.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any, ClassVar, cast
+
+from graphdsl.errors import GraphError, Loc
+from graphdsl.ir import Dim, Graph, Layout, Node, Size, TensorType, Value
+from graphdsl.op import Op, user_loc
+from graphdsl.signature import Signature, Term, parse_signature
+
+BATCH = Dim("batch", 1, 1 << 12)
+SLOTS = Dim("slots", 1, 1 << 20)
+"""The capacity of the KV caches, given when a plan is made."""
+
+
+def Param(*shape: int, dtype: str = "T") -> Value:
+    """A weight of this shape; dtype T is the dtype that the layer is built for."""
+    loc = user_loc()
+    if not all(isinstance(s, int) and s > 0 for s in shape):
+        raise GraphError(f"Param{shape}: sizes of a weight are whole numbers above 0", loc)
+    return Value(TensorType(shape, dtype), kind="param")
+
+
+@dataclass(frozen=True, eq=False)
+class KVCache:
+    """The keys and values of all tokens so far: k and v, each [batch, slots, kv_heads, head_dim].
+
+    `append` gives the cache after this step; the old one must not be read any more.
+    """
+
+    kv_heads: int
+    head_dim: int
+    value_dim: int | None = None
+    k: Value = field(default=cast(Value, None), repr=False)
+    v: Value = field(default=cast(Value, None), repr=False)
+    _trace: _Trace | None = field(default=None, repr=False)
+    _name: str = ""
+
+    def append(self, k: Value, v: Value, positions: Value) -> KVCache:
+        """The cache with row (b, t) of k and v [batch, tokens, kv_heads, head_dim] at slot
+        positions[b, t]; a position of -1 appends nothing."""
+        from graphdsl.ops.kv import kv_append
+
+        if self._trace is None:
+            raise GraphError("append on a cache outside of a trace", user_loc(),
+                             "use self.kv inside forward")
+        new = replace(self, k=kv_append(self.k, k, positions), v=kv_append(self.v, v, positions))
+        self._trace.state[f"{self._name}.k"] = new.k
+        self._trace.state[f"{self._name}.v"] = new.v
+        return new
+
+
+@dataclass
+class _Trace:
+    """One trace under way: the new value of every state so far."""
+
+    state: dict[str, Value] = field(default_factory=dict)
+
+
+class Layer:
+    """What is built into one operator. Subclasses set `signature`, make their params in
+    `__init__(self, config=...)` and write `forward`."""
+
+    signature: ClassVar[str] = ""
+    dims: ClassVar[Mapping[str, tuple[int, int]]] = {}
+    """Bounds (lowest, highest) of symbolic sizes; without an entry a size is 1 to 2**20."""
+    config: Any = None
+    _bound: _Bound | None = None
+
+    def forward(self, *args: Value) -> Any:
+        raise NotImplementedError
+
+    def __call__(self, *args: Value) -> Any:
+        """One node whose body is this Layer."""
+        if self._bound is None:
+            raise GraphError(f"{type(self).__name__} is called outside of a trace", user_loc(),
+                             "call layers inside forward, or use graphdsl.trace(layer)")
+        return self._bound.call(self, args, user_loc())
+
+
+class Model(Layer):
+    """Embedding, Layers in a plain loop, a final norm and a head."""
+
+
+@dataclass(frozen=True)
+class _Bound:
+    """The values that a Layer's leaves stand for in the graph being traced."""
+
+    params: tuple[tuple[str, Value], ...]
+    state: tuple[tuple[str, Value], ...]
+    path: str
+    dtype: str
+    trace: _Trace
+
+    def call(self, layer: Layer, args: tuple[Value, ...], loc: Loc) -> Any:
+        body = _trace_body(layer, [a.type for a in args], self.dtype, loc)
+        if len(body.inputs) != len(args):
+            raise GraphError(f"{type(layer).__name__}: {len(args)} inputs given, "
+                             f"{len(body.inputs)} wanted", loc, type(layer).signature)
+        current = [self.trace.state.get(f"{self.path}.{name}", v) for name, v in self.state]
+        op = Op(type(layer).__name__, type(layer).forward, is_operation=True)
+        node = Node(op, (*args, *current, *(v for _, v in self.params)), (),
+                    tuple(v.type for v in body.outputs), body, loc, self.path)
+        results = node.outputs[: len(body.results)]
+        for (name, _), value in zip(self.state, node.outputs[len(results):], strict=True):
+            self.trace.state[f"{self.path}.{name}"] = value
+        return results[0] if len(results) == 1 else results
+
+
+def leaves_of(layer: Any, prefix: str = "") -> Iterator[tuple[str, Value | KVCache]]:
+    """Params and caches by their attribute path: `layers.0.attn.wq`."""
+    for name, attribute in _attributes(layer):
+        path = f"{prefix}{name}"
+        if isinstance(attribute, KVCache) or (isinstance(attribute, Value) and attribute.is_param):
+            yield path, attribute
+        else:
+            yield from leaves_of(attribute, f"{path}.")
+
+
+def _attributes(holder: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(holder, Layer):
+        items: Any = vars(holder).items()
+    elif isinstance(holder, dict):
+        items = holder.items()
+    else:
+        items = enumerate(holder)
+    for name, attribute in items:
+        if isinstance(attribute, Layer | Value | KVCache | list | tuple | dict):
+            yield str(name), attribute
+
+
+def _bind(holder: Any, values: dict[str, Value], trace: _Trace, dtype: str, prefix: str) -> Any:
+    """A copy of a Layer (or list of Layers) whose params and caches are `values`."""
+    bound: dict[str, Any] = {}
+    for name, attribute in _attributes(holder):
+        path = f"{prefix}{name}"
+        if isinstance(attribute, KVCache):
+            bound[name] = replace(attribute, k=values[f"{path}.k"], v=values[f"{path}.v"],
+                                  _trace=trace, _name=path)
+        elif isinstance(attribute, Value):
+            bound[name] = values[path] if attribute.is_param else attribute
+        else:
+            bound[name] = _bind(attribute, values, trace, dtype, f"{path}.")
+    if isinstance(holder, dict):
+        return {k: bound.get(str(k), v) for k, v in holder.items()}
+    if not isinstance(holder, Layer):
+        return type(holder)(bound.get(str(i), v) for i, v in enumerate(holder))
+    twin = copy.copy(holder)
+    vars(twin).update(bound)
+    params, state = _split(leaves_of(holder, prefix), values, len(prefix))
+    twin._bound = _Bound(params, state, prefix.rstrip("."), dtype, trace)
+    return twin
+
+
+def _split(leaves: Iterator[tuple[str, Value | KVCache]], values: dict[str, Value],
+           cut: int) -> tuple[tuple[tuple[str, Value], ...], tuple[tuple[str, Value], ...]]:
+    """Params and state values by their path below the Layer."""
+    params: list[tuple[str, Value]] = []
+    state: list[tuple[str, Value]] = []
+    for path, leaf in leaves:
+        if isinstance(leaf, KVCache):
+            state += [(f"{path}.{part}"[cut:], values[f"{path}.{part}"]) for part in "kv"]
+        else:
+            params.append((path[cut:], values[path]))
+    return tuple(params), tuple(state)
+
+
+def _leaf_values(layer: Layer, batch: Size, dtype: str) -> dict[str, Value]:
+    """A leaf value for every param and for k and v of every cache."""
+    values: dict[str, Value] = {}
+    for path, leaf in leaves_of(layer):
+        if isinstance(leaf, KVCache):
+            widths = {"k": leaf.head_dim, "v": leaf.value_dim or leaf.head_dim}
+            for part, width in widths.items():
+                kind = TensorType((batch, SLOTS, leaf.kv_heads, width), dtype, Layout())
+                values[f"{path}.{part}"] = Value(kind, name=f"{path}.{part}", kind="state")
+        else:
+            own = dtype if leaf.dtype == "T" else leaf.dtype
+            values[path] = Value(TensorType(leaf.shape, own), name=path, kind="param")
+    return values
+
+
+def _signature(layer: Layer) -> Signature:
+    kind = type(layer)
+    try:
+        signature = parse_signature(kind.signature)
+    except GraphError as error:
+        raise GraphError(f"{kind.__name__}: {error.message}", class_loc(kind), error.hint) from None
+    if not signature.inputs or not signature.outputs:
+        raise GraphError(f"{kind.__name__} has no signature", class_loc(kind),
+                         'signature = "x[batch, tokens, hidden] -> y[batch, tokens, hidden]"')
+    return signature
+
+
+def class_loc(kind: type) -> Loc | None:
+    """The line at which a class is defined."""
+    code = getattr(kind.forward, "__code__", None) if issubclass(kind, Layer) else None
+    return Loc(code.co_filename, code.co_firstlineno) if code else None
+
+
+def _input_type(layer: Layer, term: Term, dims: dict[str, Dim], dtype: str) -> TensorType:
+    """The type that a term of the signature declares: names are fields of the config, or dims."""
+    shape: list[Size] = []
+    for name in term.dims:
+        fixed = getattr(layer.config, name, None)
+        if name.isdigit() or isinstance(fixed, int):
+            shape.append(int(name) if name.isdigit() else cast(int, fixed))
+        else:
+            bounds = type(layer).dims.get(name, (1, 1 << 20))
+            known = {"batch": BATCH, "slots": SLOTS}.get(name)
+            if name in type(layer).dims or known is None:
+                known = Dim(name, *bounds)
+            shape.append(dims.setdefault(name, known))
+    return TensorType(tuple(shape), dtype if term.dtype == "T" else term.dtype)
+
+
+def trace(layer: Layer | Callable[..., Any] | Graph, dtype: str = "f32") -> Graph:
+    """The graph of a Layer, built for activations and weights of `dtype` where T is declared.
+
+    Raises GraphError, with the user's line, for what the layer does wrong.
+    """
+    if isinstance(layer, Graph):
+        return layer
+    if not isinstance(layer, Layer):
+        raise GraphError(f"{layer!r} is neither a Layer nor a Graph", user_loc(),
+                         "pass an instance of a Layer or Model, such as LlamaLayer(Config())")
+    dims: dict[str, Dim] = {}
+    terms = _signature(layer).inputs
+    types = [_input_type(layer, term, dims, dtype) for term in terms]
+    return _trace_body(layer, types, dtype, class_loc(type(layer)))
+
+
+def _trace_body(layer: Layer, types: list[TensorType], dtype: str, loc: Loc | None) -> Graph:
+    kind = type(layer)
+    terms = _signature(layer).inputs
+    batch = next((t.shape[i] for term, t in zip(terms, types, strict=False)
+                  for i, d in enumerate(term.dims) if d == "batch" and i < len(t.shape)), BATCH)
+    values = _leaf_values(layer, batch, dtype)
+    tracing = _Trace()
+    bound = _bind(layer, values, tracing, dtype, "")
+    inputs = tuple(Value(t, name=term.name)
+                   for term, t in zip(terms, types, strict=False))
+    wanted = len(inspect.signature(bound.forward).parameters)
+    if len(inputs) != wanted:
+        raise GraphError(f"{kind.__name__}: forward takes {wanted} inputs, the signature "
+                         f"declares {len(inputs)}", class_loc(kind), kind.signature)
+    results = bound.forward(*inputs)
+    outputs = results if isinstance(results, tuple) else (results,)
+    _check_outputs(layer, inputs, outputs, dtype)
+    state = tuple(v for v in values.values() if v.kind == "state")
+    new_state = tuple(tracing.state.get(v.name, v) for v in state)
+    params = tuple(v for v in values.values() if v.kind == "param")
+    return Graph(kind.__name__, inputs, params, state, outputs + new_state)
+
+
+def _check_outputs(layer: Layer, inputs: tuple[Value, ...], outputs: tuple[Any, ...],
+                   dtype: str) -> None:
+    """What forward returns has to be what the signature promises."""
+    kind, signature = type(layer), _signature(layer)
+    if len(outputs) != len(signature.outputs):
+        raise GraphError(f"{kind.__name__}: forward returns {len(outputs)} values, the signature "
+                         f"promises {len(signature.outputs)}", class_loc(kind), kind.signature)
+    sizes = {name: size for term, v in zip(signature.inputs, inputs, strict=True)
+             for name, size in zip(term.dims, v.shape, strict=False)}
+    for term, value in zip(signature.outputs, outputs, strict=True):
+        if not isinstance(value, Value):
+            raise GraphError(f"{kind.__name__}: forward returns {type(value).__name__} for "
+                             f"{term.name}", class_loc(kind), kind.signature)
+        dims = {str(s): s for s in sizes.values() if isinstance(s, Dim)}
+        wanted = _input_type(layer, term, dims, dtype)
+        if (wanted.shape, wanted.dtype) != (value.shape, value.dtype):
+            raise GraphError(f"{kind.__name__}: {term.name} is {value.type}, the signature "
+                             f"promises {wanted}", value.loc or class_loc(kind), kind.signature)
+
+
+def configured(config: Any, settings: Mapping[str, str]) -> Any:
+    """`config` (a dataclass) with the fields that `--set` names, read as their present type.
+
+    Raises GraphError for an unknown field or text that is not of that type.
+    """
+    if not settings:
+        return config
+    names = [f.name for f in fields(config)] if is_dataclass(config) else []
+    known = {name: getattr(config, name) for name in names}
+    changes: dict[str, Any] = {}
+    for name, text in settings.items():
+        if name not in known:
+            raise GraphError(f"--set {name}={text}: the config has no field {name}",
+                             hint=f"fields: {', '.join(known) or 'none'}")
+        changes[name] = _read(name, text, known[name])
+    return replace(config, **changes)
+
+
+def _read(name: str, text: str, present: Any) -> Any:
+    words = {"true": True, "false": False}
+    try:
+        if isinstance(present, bool):
+            return words[text.lower()]
+        return type(present)(text) if isinstance(present, int | float | str) else present
+    except (ValueError, KeyError):
+        raise GraphError(f"--set {name}={text}: {text!r} is not {type(present).__name__}",
+                         hint=f"the default is {present}") from None

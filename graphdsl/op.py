@@ -1,0 +1,257 @@
+"""@kernel and @operation: one decorated function is the type rule, the reference and the docs.
+
+A kernel's function is torch code on tensors. An operation's function is made of other ops, and
+is traced once per types and attributes; its body is at once its reference and what a backend
+that does not know it expands it to.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from graphdsl.errors import GraphError, Loc
+from graphdsl.ir import FLOATS, Affine, Attrs, Dim, Graph, Node, Size, TensorType, Value
+from graphdsl.lazy import torch, torch_dtype
+from graphdsl.signature import Signature, parse_signature
+
+Kind = Literal["pointwise", "reduce", "view", "call"]
+Infer = Callable[[Sequence[TensorType], dict[str, Any]], tuple[TensorType, ...]]
+
+_PACKAGE = Path(__file__).parent
+_INTERNAL = (str(_PACKAGE), str(_PACKAGE.parent / "backends"))
+_MODELS = str(_PACKAGE / "models")
+
+
+def user_loc() -> Loc:
+    """The innermost line outside this package; the layers it ships count as a user's."""
+    frame = sys._getframe(1)
+    while frame.f_back and _is_internal(frame.f_code.co_filename):
+        frame = frame.f_back
+    return Loc(frame.f_code.co_filename, frame.f_lineno)
+
+
+def _is_internal(file: str) -> bool:
+    return file.startswith(_INTERNAL) and not file.startswith(_MODELS)
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What an op's function takes: operands by position, attributes by keyword."""
+
+    operands: tuple[str, ...]
+    optional: frozenset[str]
+    variadic: bool
+    defaults: dict[str, Any]
+    required: frozenset[str]
+
+    @staticmethod
+    def of(function: Callable[..., Any]) -> Parameters:
+        operands: list[str] = []
+        optional: set[str] = set()
+        defaults: dict[str, Any] = {}
+        required: set[str] = set()
+        variadic = False
+        for p in inspect.signature(function).parameters.values():
+            if p.kind is p.VAR_POSITIONAL:
+                variadic = True
+            elif p.kind is not p.KEYWORD_ONLY:
+                operands.append(p.name)
+                optional |= {p.name} if p.default is None else set()
+            elif p.default is p.empty:
+                required.add(p.name)
+            else:
+                defaults[p.name] = p.default
+        return Parameters(tuple(operands), frozenset(optional), variadic, defaults,
+                          frozenset(required))
+
+
+@dataclass(frozen=True, eq=False)
+class Op:
+    """A kernel or an operation: called on values (and numbers) it makes a node."""
+
+    name: str
+    function: Callable[..., Any]
+    signature: Signature | None = None
+    infer: Infer | None = None
+    kind: Kind = "call"
+    commutative: bool = False
+    aliases: tuple[tuple[int, int], ...] = ()
+    """(output, input) pairs: the output overwrites the input's memory."""
+    is_operation: bool = False
+    parameters: Parameters = field(init=False)
+    _bodies: dict[Any, Graph] = field(init=False, default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parameters", Parameters.of(self.function))
+        object.__setattr__(self, "__doc__", self.function.__doc__)
+
+    def __repr__(self) -> str:
+        return self.name
+
+    def __call__(self, *args: Any, **keywords: Any) -> Any:
+        loc = user_loc()
+        operands, attrs = self._bind(args, keywords, loc)
+        for operand in operands:
+            apply_op = getattr(type(operand), "apply_op", None)
+            if apply_op:
+                return apply_op(operand, self, operands, attrs)
+        node = self.apply(self._values(operands, loc), attrs, loc)
+        return node.outputs[0] if len(node.outputs) == 1 else node.outputs
+
+    def apply(self, inputs: tuple[Value, ...], attrs: dict[str, Any], loc: Loc | None,
+              scope: str = "", origin: tuple[str, ...] = ()) -> Node:
+        """A node of this op. Raises GraphError at `loc` when the types or attributes do not fit."""
+        types = [v.type for v in inputs]
+        frozen = _freeze(attrs, self.name, loc)
+        body = None
+        try:
+            if self.signature:
+                out_types = self.signature.check(types, attrs.get("given"))
+            if self.is_operation:
+                body = self.trace(types, frozen)
+                out_types = tuple(v.type for v in body.outputs)
+            elif self.infer:
+                out_types = self.infer(types, dict(frozen))
+        except GraphError as error:
+            if error.loc:
+                raise
+            hint = error.hint or (str(self.signature) if self.signature else "")
+            raise GraphError(f"{self.name}: {error.message}", loc, hint) from None
+        return Node(self, inputs, frozen, out_types, body, loc, scope, origin)
+
+    def trace(self, types: Sequence[TensorType], attrs: Attrs) -> Graph:
+        """The body for these types: traced once and shared, for graphs are frozen."""
+        key = (tuple(types), attrs)
+        if key not in self._bodies:
+            keywords = dict(attrs)
+            names = self.present(len(types), keywords)
+            keywords.pop("given", None)
+            leaves = tuple(Value(t, name=n) for t, n in zip(types, names, strict=True))
+            by_name = dict(zip(names, leaves, strict=True))
+            if self.parameters.variadic:
+                result = self.function(*leaves, **keywords)
+            else:
+                operands = [by_name.get(n) for n in self.parameters.operands]
+                result = self.function(*operands, **keywords)
+            outputs = result if isinstance(result, tuple) else (result,)
+            self._bodies[key] = Graph(self.name, leaves, (), (), self._checked(outputs))
+        return self._bodies[key]
+
+    def present(self, count: int, attrs: dict[str, Any]) -> tuple[str, ...]:
+        """The names of a node's operands: the optional ones may be absent."""
+        p = self.parameters
+        if p.variadic:
+            rest = range(count - len(p.operands))
+            return (*p.operands, *(f"x{i}" for i in rest))
+        if len(p.optional) > 1:
+            return tuple(n for n in p.operands if n not in p.optional or n in attrs["given"])
+        return p.operands[:count]
+
+    def _checked(self, outputs: tuple[Any, ...]) -> tuple[Value, ...]:
+        for output in outputs:
+            if not isinstance(output, Value):
+                code = self.function.__code__
+                raise GraphError(f"{self.name} returns {type(output).__name__}",
+                                 Loc(code.co_filename, code.co_firstlineno),
+                                 "an operation returns values, made of its operands by ops")
+        return outputs
+
+    def _bind(self, args: tuple[Any, ...], keywords: dict[str, Any],
+              loc: Loc) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Operands in their order, absent ones left out, and the attributes with defaults."""
+        p = self.parameters
+        usage = f"{self.name}{inspect.signature(self.function)}"
+        if p.variadic:
+            operands: tuple[Any, ...] = args
+        else:
+            if len(args) > len(p.operands):
+                raise GraphError(f"{self.name}: {len(args)} operands given, at most "
+                                 f"{len(p.operands)} taken", loc, usage)
+            named = dict(zip(p.operands, args, strict=False))
+            named |= {n: keywords.pop(n) for n in p.operands if n in keywords}
+            given = [n for n in p.operands if named.get(n) is not None]
+            missing = [n for n in p.operands if n not in given and n not in p.optional]
+            if missing:
+                raise GraphError(f"{self.name}: operand {missing[0]} is missing", loc, usage)
+            operands = tuple(named[n] for n in given)
+            if len(p.optional) > 1:
+                keywords["given"] = tuple(n for n in given if n in p.optional)
+        unknown = keywords.keys() - p.defaults.keys() - p.required - {"given"}
+        absent = p.required - keywords.keys()
+        if unknown or absent:
+            what = (f"no attribute {min(unknown)}" if unknown
+                    else f"attribute {min(absent)} is missing")
+            raise GraphError(f"{self.name}: {what}", loc, usage)
+        return operands, p.defaults | keywords
+
+    def _values(self, operands: tuple[Any, ...], loc: Loc) -> tuple[Value, ...]:
+        """Numbers become constants of the dtype that the other operands have."""
+        dtype = next((v.dtype for v in operands if isinstance(v, Value) and v.dtype != "bool"),
+                     "f32")
+        return tuple(self._value(x, dtype, loc) for x in operands)
+
+    def _value(self, x: Any, dtype: str, loc: Loc) -> Value:
+        if isinstance(x, Value):
+            return x
+        if isinstance(x, int | float | Dim | Affine) and not isinstance(x, bool):
+            if isinstance(x, float) and dtype not in FLOATS:
+                raise GraphError(f"{self.name}: the number {x} meets a value of {dtype}", loc,
+                                 "cast the value to a floating dtype first")
+            return constant_of(x, dtype, loc)
+        raise GraphError(f"{self.name}: an operand is {type(x).__name__} {str(x)[:40]!r}", loc,
+                         "operands are values made from the layer's inputs and params, or numbers")
+
+
+def _freeze(attrs: dict[str, Any], name: str, loc: Loc | None) -> Attrs:
+    frozen = tuple(sorted((k, tuple(v) if isinstance(v, list) else v) for k, v in attrs.items()))
+    try:
+        hash(frozen)
+    except TypeError:
+        raise GraphError(f"{name}: an attribute is a Value or cannot be hashed", loc,
+                         "attributes are numbers, strings and tuples of them") from None
+    return frozen
+
+
+def kernel(signature: str = "", *, infer: Infer | None = None, kind: Kind = "call",
+           commutative: bool = False, aliases: tuple[tuple[int, int], ...] = (),
+           ) -> Callable[[Callable[..., Any]], Op]:
+    """A primitive. `signature` ("x[*b, k], w[n, k] -> y[*b, n]") or `infer` is its type rule; the
+    function computes it on torch tensors and is the reference."""
+    def make(function: Callable[..., Any]) -> Op:
+        return Op(function.__name__, function, parse_signature(signature) if signature else None,
+                  infer, kind, commutative, aliases)
+    return make
+
+
+def operation(signature: str | Callable[..., Any] = "") -> Any:
+    """An op whose function is made of other ops: `@operation` or `@operation("x[*b] -> y[*b]")`."""
+    if callable(signature):
+        return Op(signature.__name__, signature, is_operation=True)
+    text = signature
+
+    def make(function: Callable[..., Any]) -> Op:
+        parsed = parse_signature(text) if text else None
+        return Op(function.__name__, function, parsed, is_operation=True)
+    return make
+
+
+def _constant_type(types: Sequence[TensorType], attrs: dict[str, Any]) -> tuple[TensorType, ...]:
+    return (TensorType((), attrs["dtype"]),)
+
+
+@kernel(infer=_constant_type, kind="pointwise")
+def constant(*, value: Size | float, dtype: str) -> Any:
+    """A number, or a symbolic size as a number, with no dims."""
+    return torch.tensor(value, dtype=torch_dtype(dtype))
+
+
+def constant_of(value: Size | float, dtype: str, loc: Loc | None = None) -> Value:
+    """`value` as a value of no dims."""
+    if dtype in FLOATS and isinstance(value, int):
+        value = float(value)
+    return constant.apply((), {"value": value, "dtype": dtype}, loc).outputs[0]

@@ -1,0 +1,1 @@
+"""Passes: pure functions Graph -> (Graph, Report), and the pipeline that orders them."""

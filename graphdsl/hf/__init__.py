@@ -1,0 +1,1 @@
+"""Real models: reading checkpoints, fetching them, tokenizers, and generating text."""

@@ -1,0 +1,44 @@
+"""The packages of the extra `hf`, imported on first use: only real models need them."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from graphdsl.errors import GraphError
+
+
+def need(module: str) -> Any:
+    """The module of this name, which a package of the extra `hf` brings.
+
+    Raises GraphError when that package is not installed. The result is untyped on purpose: these
+    packages are checked by tests, and following their annotations costs a type checker minutes.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        missing = error.name or module
+        raise GraphError(
+            f"the package {missing.split('.')[0]!r} is needed to read this model and is missing",
+            hint="pip install 'graphdsl[hf]'",
+        ) from error
+
+
+@contextmanager
+def tokenizer_errors(path: Path, what: str) -> Iterator[None]:
+    """Turns the failures of transformers and tokenizers inside into a GraphError: path, what, why.
+
+    tokenizers, being Rust, raises the bare class Exception for whatever goes wrong in it: that and
+    no subclass of it is taken for such a failure.
+    """
+    try:
+        yield
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise GraphError(f"{path}: {what}: {error}") from error
+    except Exception as error:
+        if type(error) is not Exception:
+            raise
+        raise GraphError(f"{path}: {what}: {error}") from error

@@ -1,0 +1,127 @@
+"""How the next token is chosen and when a text ends: transformers' own classes, from one record."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from graphdsl.errors import GraphError
+from graphdsl.hf.extras import need
+from graphdsl.lazy import torch
+
+PROCESSORS = "transformers.generation.logits_process"
+CRITERIA = "transformers.generation.stopping_criteria"
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What to do with the logits of each step; names and meaning are those of transformers.
+
+    greedy takes the most likely token; otherwise one is drawn after temperature, top_k (0: off) and
+    top_p (1: off), in this order. The others hold in both cases: repetition_penalty (1: off; the
+    prompt counts too), bad_words as token ids, eos ids suppressed for min_new_tokens. A text ends
+    at an eos id, after a stop string (the prompt's last tokens may be part of it), or after
+    max_new_tokens. `pad` fills finished rows; the first eos id stands in for it, or 0.
+    """
+
+    max_new_tokens: int = 128
+    greedy: bool = False
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_new_tokens: int = 0
+    repetition_penalty: float = 1.0
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    stop_strings: tuple[str, ...] = ()
+    eos: tuple[int, ...] = ()
+    pad: int | None = None
+
+    def __post_init__(self) -> None:
+        _want(self.max_new_tokens >= 0, "max_new_tokens", self.max_new_tokens, "0 or more")
+        _want(self.min_new_tokens >= 0, "min_new_tokens", self.min_new_tokens, "0 or more")
+        _want(_positive(self.temperature), "temperature", self.temperature, "a number above 0")
+        _want(self.top_k >= 0, "top_k", self.top_k, "0 (off) or more")
+        _want(0 < self.top_p <= 1, "top_p", self.top_p, "a number above 0 and at most 1")
+        penalty = self.repetition_penalty
+        _want(_positive(penalty), "repetition_penalty", penalty, "a number above 0")
+        _want(all(self.bad_words), "bad_words", self.bad_words, "at least one token id in each")
+        _want(all(self.stop_strings), "stop_strings", self.stop_strings, "no empty text")
+
+    @property
+    def padding(self) -> int:
+        """The id that fills finished rows and the left of shorter prompts."""
+        if self.pad is not None:
+            return self.pad
+        return self.eos[0] if self.eos else 0
+
+    def check_ids(self, vocab: int) -> None:
+        """Raises GraphError for an id here that the model does not have."""
+        ids = [*self.eos, self.padding, *(i for word in self.bad_words for i in word)]
+        for token in ids:
+            _want(0 <= token < vocab, "token id", token, f"0 to {vocab - 1}")
+
+
+def logits_processors(sampling: Sampling, prompt_length: int, left_padding: torch.Tensor) -> Any:
+    """The LogitsProcessorList that transformers' generate would make, in its order.
+
+    prompt_length counts padding; left_padding: i64 [batch], how many ids of each row are padding.
+    """
+    module = need(PROCESSORS)
+    eos = torch.tensor(sampling.eos, dtype=torch.int64)
+    found = module.LogitsProcessorList()
+    if sampling.repetition_penalty != 1.0:
+        penalty = float(sampling.repetition_penalty)
+        found.append(module.RepetitionPenaltyLogitsProcessor(penalty, left_padding))
+    if sampling.bad_words:
+        words = [list(word) for word in sampling.bad_words]
+        found.append(module.NoBadWordsLogitsProcessor(words, eos if sampling.eos else None))
+    if sampling.eos and sampling.min_new_tokens > 0:
+        least = sampling.min_new_tokens
+        found.append(module.MinNewTokensLengthLogitsProcessor(prompt_length, least, eos))
+    if sampling.greedy:
+        return found
+    if sampling.temperature != 1.0:
+        found.append(module.TemperatureLogitsWarper(float(sampling.temperature)))
+    if sampling.top_k:
+        found.append(module.TopKLogitsWarper(sampling.top_k))
+    if sampling.top_p < 1.0:
+        found.append(module.TopPLogitsWarper(float(sampling.top_p)))
+    return found
+
+
+def stopping_criteria(sampling: Sampling, total_length: int, tokenizer: Any) -> dict[str, Any]:
+    """The criteria that transformers' generate would make, each under the reason it stands for; the
+    first that holds is the one to name. total_length counts the padded prompt too.
+
+    Raises GraphError for stop strings without a tokenizer, or that no token can be part of.
+    """
+    module = need(CRITERIA)
+    found: dict[str, Any] = {}
+    if sampling.eos:
+        found["eos"] = module.EosTokenCriteria(eos_token_id=list(sampling.eos))
+    if sampling.stop_strings:
+        found["stop string"] = _stop_strings(module, sampling.stop_strings, tokenizer)
+    found["length"] = module.MaxLengthCriteria(max_length=total_length)
+    return found
+
+
+def _stop_strings(module: Any, strings: Sequence[str], tokenizer: Any) -> Any:
+    if tokenizer is None:
+        raise GraphError("stop strings need a tokenizer; none was given")
+    try:
+        return module.StopStringCriteria(tokenizer=tokenizer, stop_strings=list(strings))
+    except ValueError as error:
+        raise GraphError(
+            f"no token of the vocabulary can be part of one of the stop strings {list(strings)}"
+        ) from error
+
+
+def _positive(value: float) -> bool:
+    return value > 0 and math.isfinite(value)
+
+
+def _want(good: bool, name: str, found: object, wanted: str) -> None:
+    if not good:
+        raise GraphError(f"{name} is {found!r}; wanted: {wanted}")

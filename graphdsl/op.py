@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 from graphdsl.errors import GraphError, Loc
 from graphdsl.ir import FLOATS, Affine, Attrs, Dim, Graph, Node, Size, TensorType, Value
@@ -48,6 +48,8 @@ class Parameters:
     variadic: bool
     defaults: dict[str, Any]
     required: frozenset[str]
+    usage: str
+    """How to call it: `(x, weight, *, eps)`."""
 
     @staticmethod
     def of(function: Callable[..., Any]) -> Parameters:
@@ -56,7 +58,8 @@ class Parameters:
         defaults: dict[str, Any] = {}
         required: set[str] = set()
         variadic = False
-        for p in inspect.signature(function).parameters.values():
+        parameters = inspect.signature(function).parameters.values()
+        for p in parameters:
             if p.kind is p.VAR_POSITIONAL:
                 variadic = True
             elif p.kind is not p.KEYWORD_ONLY:
@@ -66,8 +69,9 @@ class Parameters:
                 required.add(p.name)
             else:
                 defaults[p.name] = p.default
+        plain = [p.replace(annotation=p.empty) for p in parameters]
         return Parameters(tuple(operands), frozenset(optional), variadic, defaults,
-                          frozenset(required))
+                          frozenset(required), str(inspect.Signature(plain)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,7 +169,7 @@ class Op:
               loc: Loc) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Operands in their order, absent ones left out, and the attributes with defaults."""
         p = self.parameters
-        usage = f"{self.name}{inspect.signature(self.function)}"
+        usage = f"{self.name}{p.usage}"
         if p.variadic:
             operands: tuple[Any, ...] = args
         else:
@@ -228,15 +232,27 @@ def kernel(signature: str = "", *, infer: Infer | None = None, kind: Kind = "cal
     return make
 
 
-def operation(signature: str | Callable[..., Any] = "") -> Any:
-    """An op whose function is made of other ops: `@operation` or `@operation("x[*b] -> y[*b]")`."""
+@overload
+def operation(signature: Callable[..., Any]) -> Op: ...
+
+
+@overload
+def operation(signature: str = "", *, aliases: tuple[tuple[int, int], ...] = (),
+              ) -> Callable[[Callable[..., Any]], Op]: ...
+
+
+def operation(signature: str | Callable[..., Any] = "", *,
+              aliases: tuple[tuple[int, int], ...] = (),
+              ) -> Op | Callable[[Callable[..., Any]], Op]:
+    """An op whose function is made of other ops: `@operation` or `@operation("x[*b] -> y[*b]")`.
+    `aliases` matter to a backend that takes it whole."""
     if callable(signature):
         return Op(signature.__name__, signature, is_operation=True)
     text = signature
 
     def make(function: Callable[..., Any]) -> Op:
         parsed = parse_signature(text) if text else None
-        return Op(function.__name__, function, parsed, is_operation=True)
+        return Op(function.__name__, function, parsed, aliases=aliases, is_operation=True)
     return make
 
 

@@ -54,7 +54,7 @@ def node_text(node: Node, names: _Names | None = None, locations: bool = True) -
     """The line of one node."""
     names = names or _Names()
     operands = [*_shortened([names(v) for v in node.inputs], 8),
-                *(f"{k}={v}" for k, v in node.attrs)]
+                *(f"{k}={_attribute(v)}" for k, v in node.attrs)]
     outputs = ", ".join(_shortened([names(v) for v in node.outputs], 4))
     types = ", ".join(_shortened([str(t) for t in node.out_types], 4))
     line = f"{outputs} = {node.name}({', '.join(operands)}) : {types}"
@@ -63,6 +63,13 @@ def node_text(node: Node, names: _Names | None = None, locations: bool = True) -
         scope = f" {node.scope}" if node.scope else ""
         line += f"  # {node.loc}{scope}{origin}"
     return line
+
+
+def _attribute(value: object) -> str:
+    """Sizes by their name, also inside of tuples."""
+    if not isinstance(value, tuple):
+        return str(value)
+    return f"({', '.join(map(_attribute, value))}{',' if len(value) == 1 else ''})"
 
 
 def _shortened(items: list[str], most: int) -> list[str]:

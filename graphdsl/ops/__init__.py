@@ -1,0 +1,64 @@
+"""The ops of the DSL: `from graphdsl.ops import attention, linear, rms_norm, rope, silu`."""
+
+from graphdsl.ops.activation import geglu, gelu, gelu_tanh, relu, sigmoid, silu, swiglu
+from graphdsl.ops.attention import attention
+from graphdsl.ops.kv import kv_append, rope_append
+from graphdsl.ops.linear import embedding, expert_linear, linear, matmul, matmul_nt
+from graphdsl.ops.math import (
+    abs,
+    add,
+    cast,
+    cos,
+    div,
+    equal,
+    erf,
+    exp,
+    floor,
+    greater,
+    greater_equal,
+    less,
+    less_equal,
+    log,
+    logical_and,
+    logical_not,
+    logical_or,
+    maximum,
+    mean,
+    minimum,
+    mul,
+    neg,
+    pow,
+    reduce_max,
+    reduce_min,
+    reduce_sum,
+    rsqrt,
+    sin,
+    sqrt,
+    sub,
+    tanh,
+    where,
+)
+from graphdsl.ops.norm import add_rms_norm, layer_norm, rms_norm, softmax
+from graphdsl.ops.position import rope, rope_angles, rope_frequencies
+from graphdsl.ops.search import argmax, topk
+from graphdsl.ops.shape import (
+    concat,
+    expand,
+    gather,
+    reshape,
+    slice,
+    split,
+    take_rows,
+    transpose,
+)
+
+__all__ = [
+    "abs", "add", "add_rms_norm", "argmax", "attention", "cast", "concat", "cos", "div",
+    "embedding", "equal", "erf", "exp", "expand", "expert_linear", "floor", "gather", "geglu",
+    "gelu", "gelu_tanh", "greater", "greater_equal", "kv_append", "layer_norm", "less",
+    "less_equal", "linear", "log", "logical_and", "logical_not", "logical_or", "matmul",
+    "matmul_nt", "maximum", "mean", "minimum", "mul", "neg", "pow", "reduce_max", "reduce_min",
+    "reduce_sum", "relu", "reshape", "rms_norm", "rope", "rope_angles", "rope_append",
+    "rope_frequencies", "rsqrt", "sigmoid", "silu", "sin", "slice", "softmax", "split", "sqrt",
+    "sub", "swiglu", "take_rows", "tanh", "topk", "transpose", "where",
+]

@@ -1,0 +1,40 @@
+"""Appending to a KV cache, [batch, slots, kv_heads, head_dim]."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from graphdsl.ir import TensorType, Value
+from graphdsl.op import kernel, operation
+from graphdsl.ops.position import rope
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def _same_cache(types: Sequence[TensorType], attrs: dict[str, Any]) -> tuple[TensorType, ...]:
+    return (types[0],)
+
+
+@kernel("cache[b, s, g, d], x[b, t, g, d], positions[b, t]:i32 -> y[b, s, g, d]",
+        infer=_same_cache, aliases=((0, 0),))
+def kv_append(cache: Tensor, x: Tensor, positions: Tensor) -> Tensor:
+    """The cache with x[i, j] at slot positions[i, j], in the cache's memory and layout; a position
+    of -1 (padding) appends nothing. The positions of one sequence differ and are below s."""
+    new = cache.clone()
+    batch, token = (positions >= 0).nonzero(as_tuple=True)
+    new[batch, positions[batch, token].long()] = x[batch, token]
+    return new
+
+
+@operation("q[b, t, h, d], k[b, t, g, d], v[b, t, g, e], cos[b, t, r]:f32, sin[b, t, r]:f32,"
+           " positions[b, t]:i32, k_cache[b, s, g, d], v_cache[b, s, g, e]"
+           " -> y[b, t, h, d], new_k[b, s, g, d], new_v[b, s, g, e]", aliases=((1, 6), (2, 7)))
+def rope_append(q: Value, k: Value, v: Value, cos: Value, sin: Value, positions: Value,
+                k_cache: Value, v_cache: Value, *, interleaved: bool = False,
+                ) -> tuple[Value, Value, Value]:
+    """The rotated q, and the caches with the rotated k and with v appended in place."""
+    new_k = kv_append(k_cache, rope(k, cos, sin, interleaved=interleaved), positions)
+    new_v = kv_append(v_cache, v, positions)
+    return rope(q, cos, sin, interleaved=interleaved), new_k, new_v

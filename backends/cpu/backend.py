@@ -1,0 +1,231 @@
+"""The CPU backend: C++ with OpenMP, for the vector instructions that this CPU has."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from graphdsl.backend import Capability, Check, Target
+from graphdsl.backends.cpu.calls import has_single_row_stride, view_of
+from graphdsl.backends.cpu.features import Level, best_level, cpu_features
+from graphdsl.backends.cpu.loops import CTYPES, EXPRESSIONS, REDUCTIONS, saved_rows
+from graphdsl.errors import ToolError
+from graphdsl.expr import product
+from graphdsl.ir import FLOATS, Node, Value
+from graphdsl.plan import Body, Call, Leaf, Plan
+from graphdsl.views import Ref
+
+HERE = Path(__file__).parent
+
+FLAGS = ("-std=c++17", "-O3", "-fopenmp", "-fPIC", "-shared", "-fno-math-errno",
+         "-fno-trapping-math", "-Wall", "-Wextra", "-Werror", "-Wno-psabi",
+         "-Wno-maybe-uninitialized")
+"""g++ 12 finds its own AVX-512 intrinsics uninitialised."""
+
+
+@cache
+def _templates() -> jinja2.Environment:
+    return jinja2.Environment(loader=jinja2.FileSystemLoader(HERE / "templates"),
+                              undefined=jinja2.StrictUndefined, trim_blocks=True,
+                              lstrip_blocks=True, keep_trailing_newline=True)
+
+
+@dataclass(frozen=True)
+class CPU:
+    """Builds for `level`, or for the best that this machine has."""
+
+    level: Level | None = None
+
+    @property
+    def target(self) -> Target:
+        return Target("cpu", takes=frozenset({"rope_append"}), kv_order="bnsd")
+
+    @property
+    def chosen(self) -> Level:
+        return self.level or best_level(cpu_features())
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """What a CPU has to list to run what is built."""
+        return self.chosen.features
+
+    def missing(self, features: Sequence[str]) -> list[str]:
+        """Those of `features` that this CPU does not list."""
+        return sorted(set(features) - cpu_features())
+
+    def probe(self, environment: Mapping[str, str]) -> Capability:
+        compiler = environment.get("CXX") or "g++"
+        found = shutil.which(shlex.split(compiler)[0], path=environment.get("PATH"))
+        version = compiler_version(environment) if found else f"{compiler} is not there"
+        level = best_level(cpu_features())
+        return Capability((Check("C++ compiler", found is not None, version),
+                           Check("CPU", True, f"{level.name} path")), level.features)
+
+    def supports(self, node: Node) -> str:
+        if node.body is not None and node.name != "rope_append":
+            return next((why for n in node.body.nodes if (why := self.supports(n))), "")
+        dtypes = [v.dtype for v in (*node.inputs, *node.outputs)]
+        unknown = [d for d in dtypes if d not in CTYPES]
+        if unknown:
+            return f"the cpu backend has no {unknown[0]}"
+        if node.op.kind == "pointwise" and node.name not in (*EXPRESSIONS, "cast", "constant"):
+            return f"the cpu backend has no code for {node.name}"
+        floats_only = ("div", "exp", "log", "sqrt", "rsqrt", "tanh", "erf", "sin", "cos", "pow",
+                       "floor", *REDUCTIONS)
+        if node.name in floats_only and node.inputs[0].dtype not in FLOATS:
+            return f"{node.name} of {node.inputs[0].dtype} is not supported: cast to f32 first"
+        return ""
+
+    def packed_inputs(self, node: Node) -> tuple[int, ...]:
+        if node.name == "matmul_epilogue":
+            assert node.body is not None
+            place = {v: i for i, v in enumerate(node.body.leaves)}
+            return tuple(place[n.inputs[1]] for n in node.body.nodes if n.name == "matmul_nt")
+        return {"matmul_nt": (1,), "embedding": (1,), "expert_linear": (1,)}.get(node.name, ())
+
+    def needs_copy(self, node: Node, index: int, ref: Ref) -> bool:
+        if node.name in ("loop", "copy"):
+            return not ref.unit_columns
+        if node.name == "matmul" or (node.name == "matmul_nt" and not node.inputs[1].is_param):
+            return False
+        if node.name == "attention":
+            return node.inputs[index].dtype not in ("bool",) and not ref.unit_columns
+        if node.name in ("kv_append", "rope_append"):
+            return not ref.unit_columns
+        if node.name in ("matmul_nt", "matmul_epilogue", "expert_linear"):
+            return not (ref.unit_columns and has_single_row_stride(ref))
+        return not ref.is_dense
+
+    def scratch(self, node: Node, inputs: Sequence[Ref], outputs: Sequence[Ref]) -> str:
+        if node.name == "loop":
+            rows = saved_rows(node)
+            columns = product(max((v.shape for v in _values(node)), key=len)[-1:])
+            return f"threads * {rows} * padded({columns}) * 4" if rows else ""
+        if node.name == "attention":
+            q, k, v = inputs[:3]
+            sizes = (*q.shape[:3], k.shape[2], k.shape[1], q.shape[3], v.shape[3])
+            return f"attention_scratch({', '.join(map(str, sizes))}, threads)"
+        if node.name in ("matmul_nt", "matmul_epilogue"):
+            return self._matmul_scratch(node)
+        return ""
+
+    def _matmul_scratch(self, node: Node) -> str:
+        weights = self.packed_inputs(node)
+        w = node.inputs[weights[0]]
+        if not w.is_param:
+            return ""
+        matmul = node
+        if node.body is not None:
+            matmul = next(n for n in node.body.nodes if n.name == "matmul_nt")
+        m = product(matmul.inputs[0].shape[:-1])
+        n, k = w.shape
+        return f"matmul_scratch({m}, {n}, {k}, {len(weights)}, threads)"
+
+    def render(self, plan: Plan, manifest: str) -> dict[str, str]:
+        """The sources of a library: one generated file, and the headers that it includes."""
+        name = plan.graph.name
+        steps = {d.name: i for i, p in enumerate(plan.ports) for d in plan.step_dims
+                 if d.source == p.name}
+        text = _templates().get_template("library.cpp.j2").render(
+            name=name, dims=[d.name for d in (*plan.dims, *plan.step_dims)],
+            plan_dims=[d.name for d in plan.dims],
+            step_dims=[{"name": d.name, "hi": d.hi, "index": steps[d.name]}
+                       for d in plan.step_dims],
+            buffers=plan.buffers, bodies=[_body_view(b) for b in plan.bodies],
+            weights=[_weight_view(p.value, p.packed) for p in plan.ports if p.kind == "param"],
+            manifest=[json.dumps(line) for line in manifest.splitlines(keepends=True)],
+            pointers=len(plan.ports))
+        headers = {f"src/kernels/{p.name}": p.read_text()
+                   for p in sorted((HERE / "kernels").glob("*.hpp"))}
+        return {f"src/{name}.cpp": text, "src/kernels/abi.h": abi_text(), **headers}
+
+    def command(self, sources: Path, library: Path, environment: Mapping[str, str]) -> list[str]:
+        """The compiler's command line."""
+        units = sorted(str(p) for p in sources.glob("*.cpp"))
+        return [*shlex.split(environment.get("CXX") or "g++"), *FLAGS, *self.chosen.flags,
+                f"-I{sources / 'kernels'}", *units, "-o", str(library)]
+
+    def fingerprint(self, environment: Mapping[str, str]) -> str:
+        """What the library depends on besides its sources."""
+        return "\n".join([compiler_version(environment), *FLAGS, *self.chosen.flags])
+
+    def compile(self, sources: Path, library: Path, environment: Mapping[str, str]) -> None:
+        command = self.command(sources, library, environment)
+        done = _run(command, environment)
+        if done.returncode != 0:
+            raise ToolError("the C++ compiler failed", shlex.join(command), done.stderr)
+
+
+def abi_text() -> str:
+    import graphdsl.runtime
+
+    return (Path(graphdsl.runtime.__file__).parent / "abi.h").read_text()
+
+
+def _run(command: Sequence[str],
+         environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(command, env=dict(environment), capture_output=True, text=True,
+                              check=False)
+    except OSError as error:
+        raise ToolError(f"no C++ compiler: {error.strerror}: {command[0]}", shlex.join(command),
+                        "install g++ 12 or newer, or set CXX to a C++17 compiler") from None
+
+
+def compiler_version(environment: Mapping[str, str]) -> str:
+    """The first line of the compiler's --version. Raises ToolError where there is none."""
+    command = [*shlex.split(environment.get("CXX") or "g++"), "--version"]
+    done = _run(command, environment)
+    if done.returncode != 0:
+        raise ToolError("the C++ compiler does not run", shlex.join(command), done.stderr)
+    return done.stdout.partition("\n")[0]
+
+
+def _values(node: Node) -> list[Value]:
+    assert node.body is not None
+    return [v for n in node.body.nodes for v in (*n.inputs, *n.outputs)]
+
+
+def _body_view(body: Body) -> dict[str, Any]:
+    return {"name": body.name, "leaves": [_leaf_view(leaf) for leaf in body.leaves],
+            "buffers": [{"number": n, "ctype": "char" if _is_scratch(body, n) else CTYPES[dtype]}
+                        for n, dtype in sorted(body.buffers.items())],
+            "calls": [view_of(call) for call in body.calls]}
+
+
+def _is_scratch(body: Body, number: int) -> bool:
+    return any(isinstance(c, Call) and c.scratch and c.scratch.buffer == number
+               for c in body.calls)
+
+
+def _leaf_view(leaf: Leaf) -> dict[str, Any]:
+    packed = " packed" if leaf.packed else ""
+    label = leaf.value.name or "result"
+    return {"base": leaf.base, "index": leaf.index, "ctype": CTYPES[leaf.value.dtype],
+            "note": f"{label}: {leaf.value.type}{packed}"}
+
+
+def _weight_view(value: Value, packed: bool) -> dict[str, str]:
+    if not packed:
+        return {"bytes": "0", "pack": "nullptr", "name": value.name}
+    kind = CTYPES[value.dtype]
+    *experts, n, k = value.shape
+    count = experts[0] if experts else 1
+    source = f"static_cast<const {kind}*>(s) + e * {n} * {k}"
+    target = f"static_cast<char*>(t) + e * packed_bytes<{kind}>({n}, {k})"
+    body = (f"for (i64 e = 0; e < {count}; ++e) "
+            f"pack({source}, reinterpret_cast<{kind}*>({target}), {n}, {k});")
+    return {"bytes": f"{count} * packed_bytes<{kind}>({n}, {k})",
+            "pack": f"[](const void* s, void* t) {{ {body} }}", "name": value.name}
+
+
+BACKEND = CPU()

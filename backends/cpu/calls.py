@@ -1,0 +1,255 @@
+"""Planned calls as what the templates print: one function per kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from graphdsl.expr import ZERO, Poly, product
+from graphdsl.ir import Size
+from graphdsl.plan import Call, RepeatCall
+from graphdsl.views import Ref, collapsed_rows
+
+from graphdsl.backends.cpu.loops import (
+    BLOCK,
+    CTYPES,
+    EpilogueCode,
+    address,
+    epilogue_code,
+    loop_code,
+)
+
+View = dict[str, Any]
+
+
+def note(call: Call | RepeatCall) -> str:
+    """`llama_layer.py:28 attn.qkv rms_norm <- MergeLinears`."""
+    node = call.node
+    origin = f" <- {'+'.join(node.origin)}" if node.origin else ""
+    parts = [str(node.loc or ""), node.scope, node.name + origin]
+    return " ".join(p for p in parts if p)
+
+
+def view_of(call: Call | RepeatCall) -> View:
+    """What the library template needs for one call."""
+    if isinstance(call, RepeatCall):
+        return repeat_view(call)
+    common: View = {"note": note(call), "barrier": call.barrier,
+                    "scratch": address(call.scratch) if call.scratch else "nullptr"}
+    if call.op == "loop":
+        code = loop_code(call.node, call.inputs, call.outputs)
+        return common | {"template": "loop.cpp.j2", "code": code, "block": BLOCK}
+    if call.op in ("matmul_nt", "matmul_epilogue") and is_packed_matmul(call):
+        return common | matmul_view(call)
+    lines = KERNELS[call.op](call, common["scratch"])
+    return common | {"template": "kernel.cpp.j2", "lines": lines}
+
+
+def is_packed_matmul(call: Call) -> bool:
+    return call.op == "matmul_epilogue" or call.node.inputs[1].is_param
+
+
+def rows_of(ref: Ref) -> tuple[str, str]:
+    """How many rows a [.., columns] operand has, and the stride from one to the next."""
+    sizes, strides = collapsed_rows(ref.shape[:-1], [ref.strides[:-1]])
+    assert len(sizes) <= 1, "the planner copies what has no single row stride"
+    return (str(sizes[0]), str(strides[0][0])) if sizes else ("1", "0")
+
+
+def has_single_row_stride(ref: Ref) -> bool:
+    return len(collapsed_rows(ref.shape[:-1], [ref.strides[:-1]])[0]) <= 1
+
+
+def matmul_view(call: Call) -> View:
+    if call.op == "matmul_epilogue":
+        code = epilogue_code(call.node, call.inputs, call.outputs)
+    else:
+        code = plain_epilogue(call)
+    x = call.inputs[code.x]
+    weights = [call.node.inputs[i] for i in code.weights]
+    m, stride = rows_of(x)
+    return {"template": "matmul.cpp.j2", "code": code, "ctype": CTYPES[x.dtype],
+            "x": address(x), "x_stride": stride, "m": m, "n": weights[0].shape[0],
+            "k": weights[0].shape[1],
+            "weights": [address(call.inputs[i]) for i in code.weights]}
+
+
+def plain_epilogue(call: Call) -> EpilogueCode:
+    """A matmul alone stores what it accumulated."""
+    _, stride = rows_of(call.outputs[0])
+    out = call.outputs[0]
+    pointer = f"{CTYPES[out.dtype]}* const y0 = {address(out)} + i0 * {stride};"
+    return EpilogueCode(0, (1,), ("rows",), (pointer,), ("store(y0 + i, acc0, lanes);",))
+
+
+def repeat_view(call: RepeatCall) -> View:
+    body = call.node.body
+    assert body is not None
+    carried = [{"initial": address(i), "final": address(f), "odd": odd, "even": even}
+               for i, f, (odd, even) in zip(call.initial, call.final, call.hold, strict=True)]
+    inputs, states, params = len(body.inputs), len(body.state), len(body.params)
+    fixed = ["nullptr"] * len(carried) + [address(r) for r in call.invariant]
+    return {"template": "repeat.cpp.j2", "note": note(call), "barrier": False,
+            "turns": call.turns, "body": call.body, "carried": carried, "fixed": fixed,
+            "state": call.state, "params": call.params, "states": states,
+            "params_a_turn": params, "first_state": inputs,
+            "first_result": inputs + states + params,
+            "table": inputs + states + params + len(carried)}
+
+
+def _array(items: Sequence[Size | Poly | str]) -> str:
+    return "{" + ", ".join(map(str, items)) + "}"
+
+
+def _count(shape: Sequence[Size]) -> str:
+    return str(product(shape))
+
+
+def _copy(call: Call, scratch: str) -> list[str]:
+    source, target = call.inputs[0], call.outputs[0]
+    sizes, (a, b) = collapsed_rows(source.shape, [source.strides, target.strides])
+    rank = len(sizes)
+    if rank == 0:
+        sizes, a, b, rank = (Poly.of(1),), (ZERO,), (ZERO,), 1
+    return ["{",
+            f"  const i64 shape[] = {_array(sizes)}, from[] = {_array(a)}, to[] = {_array(b)};",
+            f"  copy_strided(team, {address(source)}, from, {address(target)}, to, shape, {rank});",
+            "}"]
+
+
+def _embedding(call: Call, scratch: str) -> list[str]:
+    ids, table, out = *call.inputs, call.outputs[0]
+    rows, dim = table.shape
+    packed = call.node.inputs[1].is_param
+    name = "embedding" if packed else "embedding_plain"
+    _, stride = rows_of(out)
+    return [f"{name}(team, {address(ids)}, {_count(ids.shape)}, {address(table)}, {rows}, {dim}, "
+            f"{address(out)}, {stride});"]
+
+
+def _batched(call: Call, scratch: str) -> list[str]:
+    """a[*b, m, k] @ b[*b, k, n], or an activation in place of a weight ([n, k])."""
+    a, b, out = call.inputs[0], call.inputs[1], call.outputs[0]
+    lead = a.shape[:-2]
+    b_strides = (*[ZERO] * len(lead), b.strides[1], b.strides[0])
+    if call.op == "matmul":
+        b_strides = b.strides
+    elif len(a.shape) == 1:
+        a = Ref(a.base, a.dtype, (1, *a.shape), (ZERO, *a.strides), a.offset, a.buffer)
+        out = Ref(out.base, out.dtype, (1, *out.shape), (ZERO, *out.strides), out.offset,
+                  out.buffer)
+    pad = 3 - len(lead)
+    sizes = [*[1] * pad, *lead]
+    groups = [[*[ZERO] * pad, *s] for s in (a.strides, b_strides, out.strides)]
+    return ["{",
+            f"  const i64 batch[] = {_array(sizes)}, as[] = {_array(groups[0])}, "
+            f"bs[] = {_array(groups[1])}, os[] = {_array(groups[2])};",
+            f"  matmul_batched(team, {address(a)}, as, {address(b)}, bs, {address(out)}, os, "
+            f"batch, {a.shape[-2]}, {out.shape[-1]}, {a.shape[-1]});",
+            "}"]
+
+
+def _expert_linear(call: Call, scratch: str) -> list[str]:
+    x, w, ids, out = *call.inputs, call.outputs[0]
+    m, stride = rows_of(x)
+    _, out_stride = rows_of(out)
+    experts, n, k = w.shape
+    return [f"expert_linear(team, {address(x)}, {stride}, {address(w)}, {experts}, {address(ids)}, "
+            f"{address(out)}, {out_stride}, {m}, {n}, {k});"]
+
+
+def _attention(call: Call, scratch: str) -> list[str]:
+    node, attr = call.node, call.node.attr
+    given = dict(zip(node.op.present(len(node.inputs), attr), call.inputs, strict=True))
+    q, k, v, out = given["q"], given["k"], given["v"], call.outputs[0]
+    batch, tokens, heads, dim = q.shape
+    scale = attr["scale"] if attr["scale"] is not None else float(dim) ** -0.5  # type: ignore[arg-type]
+    lines = ["{", f"  Attention<{CTYPES[q.dtype]}> t{{}};"]
+
+    def put(name: str, value: object) -> None:
+        lines.append(f"  t.{name} = {value};")
+
+    for name, ref in (("q", q), ("k", k), ("v", v), ("out", out)):
+        put(name, address(ref))
+        lines.extend(f"  t.{name}_stride[{i}] = {ref.strides[i]};" for i in range(3))
+    for name, size in (("batch", batch), ("tokens", tokens), ("heads", heads),
+                       ("kv_heads", k.shape[2]), ("slots", k.shape[1]), ("dim", dim),
+                       ("value_dim", v.shape[3])):
+        put(name, size)
+    if "positions" in given:
+        put("positions", address(given["positions"]))
+        put("position_stride", given["positions"].strides[0])
+    put("causal", str(bool(attr["causal"])).lower())
+    put("window", attr["window"])
+    put("scale", f"{float(scale)!r}f")
+    put("softcap", f"{float(attr['softcap'])!r}f")
+    if "mask" in given:
+        mask = given["mask"]
+        put("mask", address(mask))
+        put("mask_kind", {"bool": 1, "f32": 2}.get(mask.dtype, 3))
+        strides = [ZERO] * (4 - len(mask.shape)) + [
+            ZERO if size == 1 else s for size, s in zip(mask.shape, mask.strides, strict=True)]
+        lines.extend(f"  t.mask_stride[{i}] = {s};" for i, s in enumerate(strides))
+    return [*lines, f"  attention(team, t, {scratch});", "}"]
+
+
+def _view4(ref: Ref, *, const: bool = True) -> str:
+    kind = ("const " if const else "") + CTYPES[ref.dtype]
+    return f"View4<{kind}>{{{address(ref)}, {_array(ref.strides[:3])}}}"
+
+
+def _kv_append(call: Call, scratch: str) -> list[str]:
+    cache, x, positions = call.inputs
+    batch, tokens, heads, dim = x.shape
+    return [f"kv_append(team, {_view4(x)}, {address(positions)}, {positions.strides[0]}, "
+            f"{_view4(cache, const=False)}, {batch}, {tokens}, {heads}, {dim});"]
+
+
+def _rope_append(call: Call, scratch: str) -> list[str]:
+    q, k, v, cos, sin, positions, k_cache, v_cache = call.inputs
+    batch, tokens, heads, dim = q.shape
+    interleaved = str(bool(call.node.attr["interleaved"])).lower()
+    return [f"rope_append(team, {_view4(q)}, {_view4(k)}, {_view4(v)}, {address(cos)}, "
+            f"{address(sin)}, {cos.strides[0]}, {cos.strides[1]}, {address(positions)}, "
+            f"{positions.strides[0]}, {_view4(call.outputs[0], const=False)}, "
+            f"{_view4(k_cache, const=False)}, {_view4(v_cache, const=False)}, {batch}, {tokens}, "
+            f"{heads}, {k.shape[2]}, {dim}, {v.shape[3]}, {Poly.of(cos.shape[-1]) * 2}, "
+            f"{interleaved});"]
+
+
+def _take_rows(call: Call, scratch: str) -> list[str]:
+    """x[b, t, *d], rows[b, r] -> [b, r, *d]."""
+    x, rows, out = *call.inputs, call.outputs[0]
+    batch = x.shape[0]
+    width = product(x.shape[2:])
+    return [f"for (i64 b = 0; b < {batch}; ++b)",
+            f"  gather_rows(team, {address(x)} + b * {x.strides[0]}, {width}, "
+            f"{address(rows)} + b * {rows.strides[0]}, {rows.shape[1]}, "
+            f"{address(out)} + b * {out.strides[0]}, {width});"]
+
+
+def _gather(call: Call, scratch: str) -> list[str]:
+    x, index, out = *call.inputs, call.outputs[0]
+    width = product(x.shape[1:])
+    return [f"gather_rows(team, {address(x)}, {width}, {address(index)}, {_count(index.shape)}, "
+            f"{address(out)}, {width});"]
+
+
+def _argmax(call: Call, scratch: str) -> list[str]:
+    x, out = call.inputs[0], call.outputs[0]
+    return [f"argmax(team, {address(x)}, {_count(x.shape[:-1])}, {x.shape[-1]}, {x.shape[-1]}, "
+            f"{address(out)});"]
+
+
+def _topk(call: Call, scratch: str) -> list[str]:
+    x, (values, indices) = call.inputs[0], call.outputs
+    return [f"topk(team, {address(x)}, {_count(x.shape[:-1])}, {x.shape[-1]}, {x.shape[-1]}, "
+            f"{call.node.attr['k']}, {address(values)}, {address(indices)});"]
+
+
+KERNELS: dict[str, Callable[[Call, str], list[str]]] = {
+    "copy": _copy, "embedding": _embedding, "matmul": _batched, "matmul_nt": _batched,
+    "expert_linear": _expert_linear, "attention": _attention, "kv_append": _kv_append,
+    "rope_append": _rope_append, "take_rows": _take_rows, "gather": _gather, "argmax": _argmax,
+    "topk": _topk,
+}

@@ -1,0 +1,218 @@
+"""trace -> passes -> plan -> render -> compile, with a cache by content.
+
+A cache entry is a folder named by the hash of everything that the library depends on. It is made
+under another name and renamed when whole, so that a build that is killed leaves none behind, and
+two that run at once both end with a right one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from graphdsl.backend import Backend, find_backend
+from graphdsl.errors import GraphError
+from graphdsl.ir import Graph, Node
+from graphdsl.manifest import Identity, manifest_of, manifest_text
+from graphdsl.passes.memory import ordered
+from graphdsl.passes.pipeline import Lowered, run_pipeline
+from graphdsl.plan import Plan, make_plan
+
+LIBRARY, MANIFEST, CHECKSUM = "library.so", "manifest.json", "library.sha256"
+
+Progress = Callable[[str, str], None]
+
+
+def quiet(stage: str, summary: str) -> None:
+    """Progress that nobody watches."""
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """How to build. `environment` holds CXX and PATH; `cache` is a folder that is made at need."""
+
+    cache: Path
+    backend: str = "cpu"
+    dtype: str = "f32"
+    passes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    out: Path | None = None
+    emit_only: bool = False
+    verify: bool = False
+    environment: Mapping[str, str] = field(default_factory=dict)
+    progress: Progress = quiet
+
+
+@dataclass(frozen=True)
+class Built:
+    """Where a build is, and what it took."""
+
+    name: str
+    path: Path
+    seconds: float
+    cached: bool
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """Everything that a build writes but the library itself."""
+
+    name: str
+    files: Mapping[str, str]
+    key: str
+
+
+def lower(graph: Graph, options: BuildOptions, backend: Backend | None = None) -> Lowered:
+    """The graph after all passes, checked against what the backend can run."""
+    backend = backend or find_backend(options.backend)
+    check_dtype(options.dtype, backend)
+    lowered = run_pipeline(graph, backend.target, options.passes, options.verify)
+    check_supported(lowered.graph, backend)
+    return lowered
+
+
+def check_dtype(dtype: str, backend: Backend) -> None:
+    known = backend.target.dtypes
+    if dtype not in known:
+        raise GraphError(f"the {backend.target.name} backend has no dtype {dtype}",
+                         hint=f"dtypes: {', '.join(sorted(known))}")
+
+
+def check_supported(graph: Graph, backend: Backend) -> None:
+    """Refuses a node that the backend cannot run, before any source exists."""
+    for node in graph.nodes:
+        if node.name == "repeat" and node.body is not None:
+            check_supported(node.body, backend)
+            continue
+        reason = backend.supports(node)
+        if reason:
+            raise GraphError(reason, node.loc)
+
+
+
+
+def render(graph: Graph, lowered: Lowered, options: BuildOptions,
+           backend: Backend) -> tuple[Plan, Rendered]:
+    """Sources and manifest, and the key under which they are cached."""
+    plan = make_plan(lowered.graph, lowered.recipes, backend, ordered)
+    identity = Identity(options.backend, options.dtype, backend.features)
+    manifest = manifest_text(manifest_of(plan, graph, identity))
+    files = {MANIFEST: manifest, **backend.render(plan, manifest)}
+    digest = hashlib.sha256()
+    for path, text in sorted(files.items()):
+        digest.update(f"{path}\0{text}\0".encode())
+    if not options.emit_only:
+        digest.update(backend.fingerprint(options.environment).encode())
+    return plan, Rendered(graph.name, files, digest.hexdigest()[:32])
+
+
+def build_graph(graph: Graph, options: BuildOptions, backend: Backend | None = None) -> Built:
+    """Builds a traced graph.
+
+    Raises GraphError for what the user can change, ToolError when the compiler fails, OSError when
+    a folder cannot be written; nothing half written is left behind.
+    """
+    start = time.perf_counter()
+    backend = backend or find_backend(options.backend)
+    _check_out(options.out)
+    lowered = lower(graph, options, backend)
+    fired = sum(len(report.fired) for report in lowered.report)
+    options.progress("passes", f"{len(graph.nodes)} nodes -> {len(lowered.graph.nodes)}, "
+                               f"{fired} rewrites")
+    plan, rendered = render(graph, lowered, options, backend)
+    calls = sum(len(body.calls) for body in plan.bodies)
+    options.progress("render", f"{calls} calls, {len(plan.buffers)} buffers")
+    if options.emit_only:
+        target = options.out or options.cache / "sources" / rendered.key
+        with _staging(target.parent) as staged:
+            _write(staged, rendered.files)
+            _publish(staged, target)
+        return Built(graph.name, target, time.perf_counter() - start, False)
+    entry, cached = _cached(rendered, options, backend)
+    target = entry
+    if options.out:
+        with _staging(options.out.parent) as staged:
+            shutil.copytree(entry, staged, dirs_exist_ok=True)
+            _publish(staged, options.out)
+        target = options.out
+    return Built(graph.name, target, time.perf_counter() - start, cached)
+
+
+def _check_out(out: Path | None) -> None:
+    if out is not None and out.exists() and not out.is_dir():
+        raise GraphError(f"--out {out}: this is a file", hint="give a folder, new or existing")
+
+
+def _cached(rendered: Rendered, options: BuildOptions, backend: Backend) -> tuple[Path, bool]:
+    """The cache entry of these sources, compiled if it is not there or not whole."""
+    entry = options.cache / rendered.key
+    if entry.exists():
+        if is_whole(entry):
+            options.progress("compile", "found in the cache")
+            return entry, True
+        options.progress("cache", f"entry {rendered.key} is corrupt and is built again")
+    with _staging(options.cache) as staged:
+        _write(staged, rendered.files)
+        begin = time.perf_counter()
+        backend.compile(staged / "src", staged / LIBRARY, options.environment)
+        (staged / CHECKSUM).write_text(_checksum(staged / LIBRARY) + "\n")
+        options.progress("compile", f"{time.perf_counter() - begin:.1f} s")
+        _publish(staged, entry)
+    return entry, False
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a build's library is the one that was built."""
+    library, checksum = path / LIBRARY, path / CHECKSUM
+    if not (library.is_file() and checksum.is_file() and (path / MANIFEST).is_file()):
+        return False
+    return checksum.read_text().strip() == _checksum(library)
+
+
+def _checksum(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _write(folder: Path, files: Mapping[str, str]) -> None:
+    for name, text in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+@contextmanager
+def _staging(parent: Path) -> Iterator[Path]:
+    """A folder beside the target; whatever is left in it at the end is removed."""
+    made = [p for p in (parent, *parent.parents) if not p.exists()]
+    parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=".building-", dir=parent))
+    folder.chmod(0o755)
+    try:
+        yield folder
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        for path in made:
+            if not any(path.iterdir()):
+                path.rmdir()
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _publish(staged: Path, target: Path) -> None:
+    """Puts a finished folder in its place: by one rename where the place is free."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.rename(staged, target)
+    except OSError:
+        if not target.is_dir():
+            raise
+        for path in sorted(p for p in staged.rglob("*") if p.is_file()):
+            place = target / path.relative_to(staged)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, place)

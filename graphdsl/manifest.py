@@ -1,0 +1,124 @@
+"""The manifest: what a built library takes, gives and needs, as JSON that `load` trusts alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from graphdsl.ir import Graph, Size, TensorType, Value, constant, terms
+from graphdsl.plan import Plan, Port
+from graphdsl.recipes import recipe_json
+
+FORMAT = 1
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a manifest says of the build as a whole."""
+
+    backend: str
+    dtype: str
+    features: tuple[str, ...]
+
+
+def size_json(size: Size) -> Any:
+    """An int, or {"dims": {name: factor}, "const": n}."""
+    if isinstance(size, int):
+        return size
+    return {"dims": {d.name: k for d, k in terms(size).items()}, "const": constant(size)}
+
+
+def type_json(kind: TensorType) -> Json:
+    made: Json = {"dtype": kind.dtype, "shape": [size_json(s) for s in kind.shape]}
+    if kind.layout:
+        made["layout"] = {"order": kind.layout.order, "policy": kind.layout.policy}
+    return made
+
+
+def manifest_of(plan: Plan, source: Graph, identity: Identity) -> Json:
+    """The manifest of `plan`, made from the user's graph `source`."""
+    by_kind: dict[str, list[Port]] = {}
+    for port in plan.ports:
+        by_kind.setdefault(port.kind, []).append(port)
+    bounds = input_bounds(plan.graph)
+    return {
+        "format": FORMAT,
+        "name": source.name,
+        "backend": identity.backend,
+        "dtype": identity.dtype,
+        "features": list(identity.features),
+        "dims": [{"name": d.name, "lo": d.lo, "hi": d.hi} for d in plan.dims],
+        "inputs": [_input_json(p.value, bounds) for p in by_kind.get("input", [])],
+        "state": [{"name": p.name, **type_json(p.value.type)} for p in by_kind.get("state", [])],
+        "weights": [{"name": v.name, **type_json(v.type)} for v in source.params],
+        "params": [_param_json(p, plan) for p in by_kind.get("param", [])],
+        "outputs": [{"name": f"output{i}", **type_json(p.value.type)}
+                    for i, p in enumerate(by_kind.get("output", []))],
+        "workspace_bytes": [b.bytes for b in plan.buffers],
+    }
+
+
+def _input_json(value: Value, bounds: dict[Value, tuple[Size, Size]]) -> Json:
+    made: Json = {"name": value.name, **type_json(value.type)}
+    if value in bounds:
+        low, high = bounds[value]
+        made["range"] = [size_json(low), size_json(high)]
+    return made
+
+
+def _param_json(port: Port, plan: Plan) -> Json:
+    made: Json = {"name": port.name, **type_json(port.value.type), "packed": port.packed}
+    if port.name in plan.recipes:
+        made["recipe"] = recipe_json(plan.recipes[port.name])
+    return made
+
+
+def input_bounds(graph: Graph) -> dict[Value, tuple[Size, Size]]:
+    """[lowest, highest + 1) of the i32 inputs that kernels index with: token ids, positions and
+    rows. A call outside of them is refused before native code runs."""
+    found: dict[Value, tuple[Size, Size]] = {}
+    _collect_bounds(graph, {v: v for v in graph.inputs}, found)
+    return found
+
+
+def _collect_bounds(graph: Graph, inputs: dict[Value, Value],
+                    found: dict[Value, tuple[Size, Size]]) -> None:
+    for node in graph.nodes:
+        if node.name == "repeat" or (node.body is not None and node.op.is_operation):
+            assert node.body is not None
+            inner = {leaf: inputs[v] for leaf, v in zip(node.body.leaves, node.inputs, strict=False)
+                     if v in inputs}
+            _collect_bounds(node.body, inner, found)
+            continue
+        for index, (low, high) in _indexing(node.name, node.inputs).items():
+            value = inputs.get(node.inputs[index])
+            if value is not None:
+                found.setdefault(value, (low, high))
+
+
+def _indexing(name: str, inputs: Sequence[Value]) -> dict[int, tuple[Size, Size]]:
+    """Which inputs of a kernel index another one, and the range that they may have."""
+    match name:
+        case "embedding":
+            return {0: (0, inputs[1].shape[0])}
+        case "kv_append":
+            return {2: (-1, inputs[0].shape[1])}
+        case "take_rows":
+            return {1: (0, inputs[0].shape[1])}
+        case "gather":
+            return {1: (0, inputs[0].shape[0])}
+        case "expert_linear":
+            return {2: (0, inputs[1].shape[0])}
+    return {}
+
+
+def manifest_text(manifest: Json) -> str:
+    """Deterministic JSON, one entry a line where it is long."""
+    return json.dumps(manifest, indent=1, sort_keys=True) + "\n"
+
+
+__all__ = ["FORMAT", "Identity", "input_bounds", "manifest_of", "manifest_text",
+           "size_json", "type_json"]

@@ -1,0 +1,1 @@
+"""Loading generated libraries and running them on torch tensors."""

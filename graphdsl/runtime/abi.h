@@ -1,0 +1,40 @@
+/* The C functions that every generated library exports, on every backend.
+ *
+ * The pointer table holds inputs, state, params and results in the order of the manifest. A plan
+ * binds pointers and sizes once; a step allocates nothing. Functions that return int give 0, or an
+ * error code whose text gdsl_last_error returns (per thread).
+ */
+#pragma once
+#include <stdint.h>
+
+#define GDSL_ABI_VERSION 1
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct gdsl_plan gdsl_plan;
+
+int gdsl_abi_version(void);
+/* JSON: inputs, state, params, results, dims, hashes. */
+const char* gdsl_manifest(void);
+const char* gdsl_last_error(void);
+
+/* Bytes of workspace for these sizes (plan dims in the order of the manifest), as placed, and the
+ * least that any placement needs. */
+int64_t gdsl_workspace_bytes(const int64_t* dims, int threads);
+int64_t gdsl_workspace_lower_bound(const int64_t* dims, int threads);
+
+int gdsl_plan_create(void* const* pointers, const int64_t* dims, int threads, void* workspace,
+                     gdsl_plan** out);
+int gdsl_plan_rebind(gdsl_plan* plan, int index, void* pointer);
+int gdsl_step(gdsl_plan* plan, void* stream);
+int gdsl_plan_destroy(gdsl_plan* plan);
+
+/* Weights in the format that the kernels read; index counts the params of the manifest. */
+int64_t gdsl_packed_bytes(int param);
+int gdsl_pack(int param, const void* source, void* target);
+
+#ifdef __cplusplus
+}
+#endif

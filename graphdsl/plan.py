@@ -397,7 +397,7 @@ def aliased_leaf(value: Value) -> Value | None:
 
 def concat_pieces(node: Node, whole: Ref) -> list[Ref]:
     """Where every operand of a concat lies in its result."""
-    axis, at, pieces = node.attr["axis"], Poly.of(0), []
+    axis, at, pieces = node.attr["axis"] % len(whole.shape), Poly.of(0), []
     for value in node.inputs:
         offset = whole.offset + whole.strides[axis] * at
         pieces.append(Ref(whole.base, whole.dtype, value.shape, whole.strides, offset,

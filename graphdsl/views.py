@@ -63,11 +63,11 @@ def view(node: Node, ref: Ref) -> tuple[Ref, ...] | None:
         case "transpose":
             order = attr["order"]
             return (replace(ref, shape=node.out_types[0].shape,
-                            strides=tuple(ref.strides[i] for i in order)),)
+                            strides=tuple(ref.strides[i % len(order)] for i in order)),)
         case "slice":
-            return (_sliced(ref, attr["axis"], attr["start"], node.out_types[0].shape),)
+            return (_sliced(ref, attr["axis"] % len(ref.shape), attr["start"], node.out_types[0].shape),)
         case "split":
-            return _split(ref, attr["axis"], node)
+            return _split(ref, attr["axis"] % len(ref.shape), node)
         case "expand":
             return (_expanded(ref, node.out_types[0].shape),)
     raise AssertionError(f"{node.name} is no view")

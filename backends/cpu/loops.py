@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from graphdsl.expr import ONE, ZERO, Poly
 from graphdsl.ir import FLOATS, Graph, Node, Size, Value
+from graphdsl.passes.loops import loop_space
 from graphdsl.views import Ref, collapsed_rows
 
 CTYPES = {"f32": "float", "bf16": "bf16", "i32": "int32_t", "bool": "uint8_t"}
@@ -233,12 +234,6 @@ def phases_of(body: Graph) -> dict[Value, int]:
     return phase
 
 
-def iteration_space(body: Graph) -> tuple[Size, ...]:
-    """The shape that all nodes of a loop run over."""
-    shapes = [v.shape for n in body.nodes for v in (*n.inputs, *n.outputs)]
-    return max(shapes, key=lambda s: (len(s), sum(size != 1 for size in s)))
-
-
 def aligned_strides(ref: Ref, rank: int) -> tuple[Poly, ...]:
     """Strides of an operand along the iteration space; 0 where it broadcasts."""
     lead = rank - len(ref.shape)
@@ -250,7 +245,7 @@ def aligned_strides(ref: Ref, rank: int) -> tuple[Poly, ...]:
 def loop_code(node: Node, inputs: Sequence[Ref], outputs: Sequence[Ref]) -> LoopCode:
     """The rows, pointers and phases of a loop node."""
     assert node.body is not None
-    body, space = node.body, iteration_space(node.body)
+    body, space = node.body, loop_space(node.body)
     refs = [*inputs, *outputs]
     strides = [aligned_strides(r, len(space)) for r in refs]
     reduces = any(n.op.kind == "reduce" for n in body.nodes)

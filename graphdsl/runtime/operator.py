@@ -174,7 +174,7 @@ class Operator:
         for tensor, port in zip(inputs, wanted, strict=True):
             self._check_tensor(tensor, port, port["shape"], dims)
         for tensor, port in zip(state, self.manifest["state"], strict=True):
-            self._check_tensor(tensor, port, _physical_sizes(port), dims)
+            self._check_tensor(tensor, port, physical_sizes(port), dims)
         for dim in self.manifest["dims"]:
             name, found = dim["name"], dims.setdefault(dim["name"], dim["lo"])
             if not dim["lo"] <= found <= dim["hi"]:
@@ -289,14 +289,16 @@ def _open(path: Path, manifest: Json) -> Library:
     return Library(str((path / LIBRARY).resolve()))
 
 
-def _physical_sizes(port: Json) -> list[Any]:
-    """The sizes of a state as it lies in memory."""
+def physical_sizes(port: Json) -> list[Any]:
+    """The sizes of an input or state as it lies in memory."""
+    if "layout" not in port:
+        return list(port["shape"])
     order = Layout(port["layout"]["order"]).permutation
     return [port["shape"][axis] for axis in order]
 
 
 def _physical(port: Json, dims: Mapping[str, int]) -> list[int]:
-    return [_size(s, dims) for s in _physical_sizes(port)]
+    return [_size(s, dims) for s in physical_sizes(port)]
 
 
 def _size(size: Any, dims: Mapping[str, int]) -> int:

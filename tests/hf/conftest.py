@@ -37,7 +37,7 @@ def smollm2(cache: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def tokenizer() -> Any:
-    """A byte-level tokenizer of 300 ids, the special <|endoftext|>, <s> and </s> first, with a chat template."""
+    """A byte-level tokenizer of 300 ids, the three special ones first, with a chat template."""
     inner = Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()

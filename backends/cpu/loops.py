@@ -118,6 +118,7 @@ class Emitter:
         self.ids: dict[Value, str] = {}
         self.uniform: dict[Value, str] = dict(registers or {})
         self.saved: dict[Value, int] = {}
+        self.made_in: dict[Value, int] = {}
         self.phase_of = phases_of(body)
         self.phases = [Phase() for _ in range(max(self.phase_of.values(), default=0) + 1)]
         self.rounded = {v for v in body.outputs
@@ -134,7 +135,7 @@ class Emitter:
                 if node.op.kind == "reduce" and self.phase_of[node.outputs[0]] == at + 1:
                     self._reduce(node, at)
             for value, count in self.saved.items():
-                if self.phase_of[value] == at:
+                if self.made_in[value] == at:
                     self._line(at, f"store({self._row(value, count)} + i, "
                                    f"{self._get(value, at)}, lanes);")
             for value, target in stores:
@@ -153,19 +154,31 @@ class Emitter:
         return f"row{count}" if value.dtype in FLOATS else f"reinterpret_cast<int32_t*>(row{count})"
 
     def _choose_saved(self) -> None:
-        for node in self.body.nodes:
-            used_in = self.phase_of[node.outputs[0]] - (node.op.kind == "reduce")
-            for value in node.inputs:
-                if (value.node and not is_row_scalar(value) and used_in > self.phase_of[value]
-                        and self._cost(value, used_in) > CHEAPEST):
-                    self.saved.setdefault(value, len(self.saved))
+        """Goes through the phases as `run` will, and keeps what a second phase would do again at
+        more than a small cost."""
+        for at in range(len(self.phases)):
+            for node in self.body.nodes:
+                if node.op.kind == "reduce" and self.phase_of[node.outputs[0]] == at + 1:
+                    self._foresee(node.inputs[0], at)
+            for value in self.body.outputs:
+                if self.phase_of[value] == at:
+                    self._foresee(value, at)
 
-    def _cost(self, value: Value, at: int) -> int:
+    def _foresee(self, value: Value, at: int) -> None:
+        if value.node is None or is_row_scalar(value) or value in self.uniform:
+            return
+        if self.made_in.setdefault(value, at) == at:
+            for operand in value.node.inputs:
+                self._foresee(operand, at)
+        elif self._cost(value) > CHEAPEST:
+            self.saved.setdefault(value, len(self.saved))
+
+    def _cost(self, value: Value) -> int:
         if value.node is None or is_row_scalar(value) or value in self.saved:
             return 0
         if value.node.name not in CHEAP:
             return CHEAPEST + 1
-        return 1 + sum(self._cost(v, at) for v in value.node.inputs)
+        return 1 + sum(self._cost(v) for v in value.node.inputs)
 
     def _row_values(self, at: int) -> None:
         """Row scalars that this phase makes from leaves and earlier reductions."""
@@ -203,7 +216,7 @@ class Emitter:
     def _make(self, value: Value, at: int) -> str:
         if value.node is None:
             return f"load({self.pointer[value]} + i, lanes)"
-        if value in self.saved and self.phase_of[value] < at:
+        if value in self.saved and self.made_in[value] < at:
             return f"load({self._row(value, self.saved[value])} + i, lanes)"
         return self._rounded(value, expression(value.node,
                                                [self._get(v, at) for v in value.node.inputs]))

@@ -1,0 +1,153 @@
+"""A whole model: a checkpoint's weights in an operator built from the model's graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from graphdsl.build import BuildOptions, build_graph
+from graphdsl.errors import GraphError
+from graphdsl.hf.checkpoint import Checkpoint, open_checkpoint
+from graphdsl.hf.fetch import resolve_model
+from graphdsl.hf.generate import Completion, Session, collect, generate
+from graphdsl.hf.sampling import Sampling
+from graphdsl.hf.tokenizer import load_tokenizer
+from graphdsl.layer import trace
+from graphdsl.lazy import torch
+from graphdsl.models.llama import Config, Llama, config_from, weight_names
+from graphdsl.runtime.operator import Operator, State
+
+
+class CheckpointWeights(Mapping[str, "torch.Tensor"]):
+    """A checkpoint as a state dict with the names of our params; weights are read when asked for,
+    so that only one is in memory twice."""
+
+    def __init__(self, checkpoint: Checkpoint, names: Mapping[str, str]) -> None:
+        self._checkpoint = checkpoint
+        self._names = names
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._checkpoint.tensor(self._names[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+@dataclass
+class OperatorSession:
+    """A run of an operator over a batch, with its KV caches."""
+
+    operator: Operator
+    state: State
+    batch: int
+
+    def step(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Logits after the last id of every row: f32 [batch, vocab]."""
+        last = torch.full((self.batch, 1), ids.shape[1] - 1, dtype=torch.int32)
+        logits: torch.Tensor = self.operator(ids.int().contiguous(), positions.contiguous(), last,
+                                             state=self.state)
+        return logits[:, 0]
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """What `graphdsl.load_model` gives: logits and text from one native call a step."""
+
+    checkpoint: Checkpoint
+    config: Config
+    options: BuildOptions
+
+    @property
+    def vocab(self) -> int:
+        return self.config.vocab
+
+    @property
+    def max_positions(self) -> int:
+        return self.checkpoint.config.max_positions
+
+    @cached_property
+    def operator(self) -> Operator:
+        """The step from token ids to logits, with the weights bound."""
+        return self._built(self.config)
+
+    def _built(self, config: Config) -> Operator:
+        graph = trace(Llama(config), self.options.dtype)
+        operator = Operator(build_graph(graph, self.options).path)
+        return operator.bind(CheckpointWeights(self.checkpoint, weight_names(config)))
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The model's own tokenizer, as transformers loads it."""
+        return load_tokenizer(self.checkpoint.path, self.options.cache)
+
+    def start(self, batch: int, capacity: int) -> Session:
+        """An empty session for `batch` rows of at most `capacity` tokens."""
+        return OperatorSession(self.operator, self.operator.new_state(batch, capacity), batch)
+
+    def logits(self, ids: torch.Tensor,
+               attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """f32 [batch, tokens, vocab] for ids [batch, tokens]; rows where the mask is 0 (padding on
+        either side) hold nothing of meaning."""
+        return self._whole(self.operator, ids, ids, attention_mask)[0]
+
+    def logits_of_embeddings(self, embeddings: torch.Tensor,
+                             attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Logits for given embeddings [batch, tokens, hidden], of the model's dtype."""
+        operator = self._with_embeddings
+        return self._whole(operator, embeddings, embeddings[..., 0], attention_mask)[0]
+
+    def hidden_states(self, ids: torch.Tensor,
+                      attention_mask: torch.Tensor | None = None) -> list[torch.Tensor]:
+        """The embedding and every layer's output, each [batch, tokens, hidden], before the last
+        norm."""
+        return self._whole(self._with_hidden_states, ids, ids, attention_mask)[1:]
+
+    @cached_property
+    def _with_embeddings(self) -> Operator:
+        return self._built(replace(self.config, embeddings=True))
+
+    @cached_property
+    def _with_hidden_states(self) -> Operator:
+        return self._built(replace(self.config, hidden_states=True))
+
+    def _whole(self, operator: Operator, x: torch.Tensor, like: torch.Tensor,
+               attention_mask: torch.Tensor | None) -> list[torch.Tensor]:
+        """All rows of a batch in one step, from an empty cache."""
+        if like.dim() != 2 or not like.numel():
+            raise GraphError(f"ids are {list(like.shape)}, wanted [batch, tokens]")
+        batch, tokens = like.shape
+        mask = torch.ones(batch, tokens) if attention_mask is None else attention_mask
+        if mask.shape != like.shape:
+            raise GraphError(f"attention_mask is {list(mask.shape)}, wanted {list(like.shape)}")
+        positions = torch.where(mask.bool(), mask.long().cumsum(1) - 1, -1).int()
+        rows = torch.arange(tokens, dtype=torch.int32).repeat(batch, 1)
+        x = x if x.is_floating_point() else x.int()
+        result = operator(x.contiguous(), positions, rows, state=operator.new_state(batch, tokens))
+        return [result] if isinstance(result, torch.Tensor) else list(result)
+
+    def generate(self, ids: Sequence[Sequence[int]], max_new_tokens: int = 128,
+                 sampling: Sampling | None = None, seed: int | None = None) -> Completion:
+        """New ids for every prompt; greedy unless `sampling` says otherwise, and ended by the
+        model's own end-of-text ids."""
+        chosen = sampling or Sampling(max_new_tokens, greedy=True, eos=self.checkpoint.config.eos)
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        tokenizer = self.tokenizer if chosen.stop_strings else None
+        steps = generate(self, ids, chosen, generator=generator, tokenizer=tokenizer)
+        return collect(ids, steps)
+
+
+def open_model(name: str | Path, options: BuildOptions,
+               notice: Callable[[str], None] = lambda text: None) -> LanguageModel:
+    """The model of a Hugging Face folder, a GGUF file or a packaged model's name.
+
+    Raises GraphError for what is not one, ToolError when fetching or compiling fails.
+    """
+    checkpoint = open_checkpoint(resolve_model(str(name), options.cache))
+    notice(f"{checkpoint.path.name}: {checkpoint.config.layers} layers")
+    return LanguageModel(checkpoint, config_from(checkpoint.config), options)

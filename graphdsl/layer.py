@@ -11,12 +11,12 @@ import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from graphdsl.errors import GraphError, Loc
 from graphdsl.ir import Dim, Graph, Layout, Node, Size, TensorType, Value
 from graphdsl.op import Op, user_loc
-from graphdsl.signature import Signature, Term, parse_signature
+from graphdsl.signature import Binding, Signature, Term, parse_signature
 
 BATCH = Dim("batch", 1, 1 << 12)
 SLOTS = Dim("slots", 1, 1 << 20)
@@ -68,17 +68,23 @@ class _Trace:
 
 
 class Layer:
-    """What is built into one operator. Subclasses set `signature`, make their params in
-    `__init__(self, config=...)` and write `forward`."""
+    """What is built into one operator. Subclasses set `signature` (in `__init__` if it depends on
+    the config), make their params in `__init__(self, config=...)` and write `forward`. A param that
+    is set as two attributes is one weight, known by its first path."""
 
-    signature: ClassVar[str] = ""
+    signature: str = ""
     dims: ClassVar[Mapping[str, tuple[int, int]]] = {}
     """Bounds (lowest, highest) of symbolic sizes; without an entry a size is 1 to 2**20."""
     config: Any = None
     _bound: _Bound | None = None
 
-    def forward(self, *args: Value) -> Any:
-        raise NotImplementedError
+    if TYPE_CHECKING:
+        forward: Callable[..., Any]
+        """The maths: values in the order of the signature to the results."""
+    else:
+        def forward(self, *args: Value) -> Any:
+            raise GraphError(f"{type(self).__name__} has no forward", class_loc(type(self)),
+                             "write def forward(self, x, ...): and return the results")
 
     def __call__(self, *args: Value) -> Any:
         """One node whose body is this Layer."""
@@ -103,10 +109,8 @@ class _Bound:
     trace: _Trace
 
     def call(self, layer: Layer, args: tuple[Value, ...], loc: Loc) -> Any:
-        body = _trace_body(layer, [a.type for a in args], self.dtype, loc)
-        if len(body.inputs) != len(args):
-            raise GraphError(f"{type(layer).__name__}: {len(args)} inputs given, "
-                             f"{len(body.inputs)} wanted", loc, type(layer).signature)
+        _check_call(layer, args, self.dtype, loc)
+        body = _trace_body(layer, [a.type for a in args], self.dtype)
         current = [self.trace.state.get(f"{self.path}.{name}", v) for name, v in self.state]
         op = Op(type(layer).__name__, type(layer).forward, is_operation=True)
         node = Node(op, (*args, *current, *(v for _, v in self.params)), (),
@@ -115,6 +119,24 @@ class _Bound:
         for (name, _), value in zip(self.state, node.outputs[len(results):], strict=True):
             self.trace.state[f"{self.path}.{name}"] = value
         return results[0] if len(results) == 1 else results
+
+
+def _check_call(layer: Layer, args: tuple[Value, ...], dtype: str, loc: Loc) -> None:
+    """What a Layer is called with has to be what its signature declares."""
+    name, terms = type(layer).__name__, _signature(layer).inputs
+    if len(args) != len(terms):
+        raise GraphError(f"{name}: {len(args)} inputs given, {len(terms)} wanted", loc,
+                         layer.signature)
+    sizes = {d: (getattr(layer.config, d),) for term in terms for d in term.dims
+             if isinstance(getattr(layer.config, d, None), int)}
+    binding = Binding(dict(sizes), {"T": dtype})
+    for term, value in zip(terms, args, strict=True):
+        if not isinstance(value, Value):
+            raise GraphError(f"{name}: {term.name} is {type(value).__name__}", loc, str(term))
+        try:
+            binding.bind(term, value.type)
+        except GraphError as error:
+            raise GraphError(f"{name}: {error.message}", loc, layer.signature) from None
 
 
 def leaves_of(layer: Any, prefix: str = "") -> Iterator[tuple[str, Value | KVCache]]:
@@ -164,20 +186,23 @@ def _bind(holder: Any, values: dict[str, Value], trace: _Trace, dtype: str, pref
 
 def _split(leaves: Iterator[tuple[str, Value | KVCache]], values: dict[str, Value],
            cut: int) -> tuple[tuple[tuple[str, Value], ...], tuple[tuple[str, Value], ...]]:
-    """Params and state values by their path below the Layer."""
+    """Params and state values by their path below the Layer, a shared param once."""
     params: list[tuple[str, Value]] = []
     state: list[tuple[str, Value]] = []
+    seen: set[Value | KVCache] = set()
     for path, leaf in leaves:
         if isinstance(leaf, KVCache):
             state += [(f"{path}.{part}"[cut:], values[f"{path}.{part}"]) for part in "kv"]
-        else:
+        elif leaf not in seen:
             params.append((path[cut:], values[path]))
+        seen.add(leaf)
     return tuple(params), tuple(state)
 
 
 def _leaf_values(layer: Layer, batch: Size, dtype: str) -> dict[str, Value]:
-    """A leaf value for every param and for k and v of every cache."""
+    """A leaf value for every param and for k and v of every cache, by path."""
     values: dict[str, Value] = {}
+    params: dict[Value, Value] = {}
     for path, leaf in leaves_of(layer):
         if isinstance(leaf, KVCache):
             widths = {"k": leaf.head_dim, "v": leaf.value_dim or leaf.head_dim}
@@ -186,14 +211,15 @@ def _leaf_values(layer: Layer, batch: Size, dtype: str) -> dict[str, Value]:
                 values[f"{path}.{part}"] = Value(kind, name=f"{path}.{part}", kind="state")
         else:
             own = dtype if leaf.dtype == "T" else leaf.dtype
-            values[path] = Value(TensorType(leaf.shape, own), name=path, kind="param")
+            new = Value(TensorType(leaf.shape, own), name=path, kind="param")
+            values[path] = params.setdefault(leaf, new)
     return values
 
 
 def _signature(layer: Layer) -> Signature:
     kind = type(layer)
     try:
-        signature = parse_signature(kind.signature)
+        signature = parse_signature(layer.signature)
     except GraphError as error:
         raise GraphError(f"{kind.__name__}: {error.message}", class_loc(kind), error.hint) from None
     if not signature.inputs or not signature.outputs:
@@ -237,29 +263,28 @@ def trace(layer: Layer | Callable[..., Any] | Graph, dtype: str = "f32") -> Grap
     dims: dict[str, Dim] = {}
     terms = _signature(layer).inputs
     types = [_input_type(layer, term, dims, dtype) for term in terms]
-    return _trace_body(layer, types, dtype, class_loc(type(layer)))
+    return _trace_body(layer, types, dtype)
 
 
-def _trace_body(layer: Layer, types: list[TensorType], dtype: str, loc: Loc | None) -> Graph:
+def _trace_body(layer: Layer, types: list[TensorType], dtype: str) -> Graph:
     kind = type(layer)
     terms = _signature(layer).inputs
-    batch = next((t.shape[i] for term, t in zip(terms, types, strict=False)
+    batch = next((t.shape[i] for term, t in zip(terms, types, strict=True)
                   for i, d in enumerate(term.dims) if d == "batch" and i < len(t.shape)), BATCH)
     values = _leaf_values(layer, batch, dtype)
     tracing = _Trace()
     bound = _bind(layer, values, tracing, dtype, "")
-    inputs = tuple(Value(t, name=term.name)
-                   for term, t in zip(terms, types, strict=False))
+    inputs = tuple(Value(t, name=term.name) for term, t in zip(terms, types, strict=True))
     wanted = len(inspect.signature(bound.forward).parameters)
     if len(inputs) != wanted:
         raise GraphError(f"{kind.__name__}: forward takes {wanted} inputs, the signature "
-                         f"declares {len(inputs)}", class_loc(kind), kind.signature)
+                         f"declares {len(inputs)}", class_loc(kind), layer.signature)
     results = bound.forward(*inputs)
     outputs = results if isinstance(results, tuple) else (results,)
     _check_outputs(layer, inputs, outputs, dtype)
     state = tuple(v for v in values.values() if v.kind == "state")
     new_state = tuple(tracing.state.get(v.name, v) for v in state)
-    params = tuple(v for v in values.values() if v.kind == "param")
+    params = tuple(dict.fromkeys(v for v in values.values() if v.kind == "param"))
     return Graph(kind.__name__, inputs, params, state, outputs + new_state)
 
 
@@ -269,18 +294,18 @@ def _check_outputs(layer: Layer, inputs: tuple[Value, ...], outputs: tuple[Any, 
     kind, signature = type(layer), _signature(layer)
     if len(outputs) != len(signature.outputs):
         raise GraphError(f"{kind.__name__}: forward returns {len(outputs)} values, the signature "
-                         f"promises {len(signature.outputs)}", class_loc(kind), kind.signature)
+                         f"promises {len(signature.outputs)}", class_loc(kind), layer.signature)
     sizes = {name: size for term, v in zip(signature.inputs, inputs, strict=True)
              for name, size in zip(term.dims, v.shape, strict=False)}
     for term, value in zip(signature.outputs, outputs, strict=True):
         if not isinstance(value, Value):
             raise GraphError(f"{kind.__name__}: forward returns {type(value).__name__} for "
-                             f"{term.name}", class_loc(kind), kind.signature)
-        dims = {str(s): s for s in sizes.values() if isinstance(s, Dim)}
+                             f"{term.name}", class_loc(kind), layer.signature)
+        dims = {name: s for name, s in sizes.items() if isinstance(s, Dim)}
         wanted = _input_type(layer, term, dims, dtype)
         if (wanted.shape, wanted.dtype) != (value.shape, value.dtype):
             raise GraphError(f"{kind.__name__}: {term.name} is {value.type}, the signature "
-                             f"promises {wanted}", value.loc or class_loc(kind), kind.signature)
+                             f"promises {wanted}", value.loc or class_loc(kind), layer.signature)
 
 
 def configured(config: Any, settings: Mapping[str, str]) -> Any:

@@ -1,0 +1,146 @@
+"""Runs of pointwise and row-reduction kernels become loops.
+
+Every node gets a stage: it never falls along an edge, and rises on each edge that cannot lie
+inside a loop (another kind of op or another iteration space). Connected nodes of one space and one
+stage form a loop; no two of them can need each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from graphdsl.ir import Graph, Node, Size
+from graphdsl.op import Op, constant
+from graphdsl.passes.base import Fired, Result, in_bodies
+from graphdsl.passes.memory import order_edges, ordered
+from graphdsl.passes.rewrite import outline
+
+if TYPE_CHECKING:
+    from graphdsl.backend import Target
+
+Space = tuple[Size, ...]
+
+
+def _through_body(*_: Any) -> Any:
+    raise AssertionError("this op runs through its body")
+
+
+LOOP = Op("loop", _through_body)
+"""Pointwise and reduce kernels over one iteration space; see `loop_space`."""
+
+
+def loop_space(body: Graph) -> Space:
+    """The shape that a loop iterates over: the widest of its nodes' shapes."""
+    shapes = [n.inputs[0].shape if n.op.kind == "reduce" else n.out_types[0].shape
+              for n in body.nodes]
+    rank = max(len(s) for s in shapes)
+    wide = [s for s in shapes if len(s) == rank]
+    return tuple(next((s[i] for s in wide if s[i] != 1), 1) for i in range(rank))
+
+
+def is_inner(node: Node) -> bool:
+    """Whether a loop can hold the node."""
+    return node.op.kind in ("pointwise", "reduce") and node.op is not constant
+
+
+def spaces(graph: Graph) -> dict[Node, Space]:
+    """The space of every node that a loop can hold. A row's scalar (last size 1) belongs to the
+    space of the reduction that it is made from."""
+    found: dict[Node, Space] = {}
+    for node in graph.nodes:
+        if is_inner(node):
+            found[node] = _space(node, found)
+    return found
+
+
+def _space(node: Node, found: dict[Node, Space]) -> Space:
+    if node.op.kind == "reduce":
+        return node.inputs[0].shape
+    shape = node.out_types[0].shape
+    if not shape or shape[-1] != 1:
+        return shape
+    for value in node.inputs:
+        space = found.get(value.node) if value.node else None
+        if space and space[:-1] == shape[:-1] and value.shape[-1:] == (1,):
+            return space
+    return shape
+
+
+def stages(graph: Graph, inside: Callable[[Node, Node], bool]) -> dict[Node, int]:
+    """The stage of every node; `inside(a, b)` tells whether the edge a -> b can be in a loop."""
+    before = order_edges(graph)
+    stage: dict[Node, int] = {}
+    for node in ordered(graph):
+        level = 0
+        for value in node.inputs:
+            made_by = value.node
+            if made_by is not None and made_by.op is not constant:
+                level = max(level, stage[made_by] + (not inside(made_by, node)))
+        for reader in before.get(node, ()):
+            level = max(level, stage[reader] + 1)
+        stage[node] = level
+    return stage
+
+
+def clusters(graph: Graph) -> list[list[Node]]:
+    """The groups of nodes that become loops."""
+    space = spaces(graph)
+
+    def inside(a: Node, b: Node) -> bool:
+        return a in space and b in space and space[a] == space[b]
+
+    stage = stages(graph, inside)
+    leader = {n: n for n in space}
+
+    def find(node: Node) -> Node:
+        while leader[node] is not node:
+            leader[node] = leader[leader[node]]
+            node = leader[node]
+        return node
+
+    for node in space:
+        for made_by in (v.node for v in node.inputs):
+            if made_by in space and inside(made_by, node) and stage[made_by] == stage[node]:
+                leader[find(made_by)] = find(node)
+    groups: dict[Node, list[Node]] = {}
+    for node in space:
+        groups.setdefault(find(node), []).append(node)
+    return [*groups.values(), *_lone_constants(graph)]
+
+
+def _lone_constants(graph: Graph) -> list[list[Node]]:
+    """Constants that something else than a loop reads: each is a loop by itself."""
+    return [[n] for n in graph.nodes if n.op is constant
+            and not all(u and is_inner(u) for u in graph.users[n.outputs[0]])]
+
+
+def fuse_loops(graph: Graph) -> Graph:
+    """`graph` and the bodies of its repeats with every cluster as one loop."""
+    graph = in_bodies(graph, fuse_loops)
+    return outline(graph, clusters(graph), LOOP)
+
+
+@dataclass(frozen=True)
+class FuseLoops:
+    """Pointwise and row-reduction kernels that are connected become loops."""
+
+    name: ClassVar[str] = "loops"
+
+    def run(self, graph: Graph, target: Target) -> Result:
+        if not target.fuses_loops:
+            return Result(graph)
+        new = fuse_loops(graph)
+        return Result(new, fired_nodes(new, LOOP, "Loop"))
+
+
+def fired_nodes(graph: Graph, op: Op, rule: str) -> tuple[Fired, ...]:
+    """One Fired for every node of `op`, those in bodies of repeats included."""
+    fired: list[Fired] = []
+    for node in graph.nodes:
+        if node.op is op:
+            fired.append(Fired(rule, node.loc, node.scope))
+        elif node.name == "repeat" and node.body is not None:
+            fired += fired_nodes(node.body, op, rule)
+    return tuple(fired)

@@ -1,0 +1,145 @@
+"""The pipeline of passes, and the runner: it alone verifies, times, dumps and names passes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any
+
+from graphdsl.errors import GraphError
+from graphdsl.ir import Graph
+from graphdsl.passes.base import CheckFailed, Fired, Missed, Pass
+from graphdsl.passes.cleanup import CleanUp
+from graphdsl.passes.epilogues import FuseEpilogues
+from graphdsl.passes.expand import Expand
+from graphdsl.passes.fold import Fold, Hoist
+from graphdsl.passes.kv_layout import KVLayout
+from graphdsl.passes.loops import FuseLoops
+from graphdsl.passes.memory import CheckMemory
+from graphdsl.passes.roll import Roll
+from graphdsl.passes.verify import same_numbers, verify
+
+if TYPE_CHECKING:
+    from graphdsl.backend import Target
+
+PIPELINE: tuple[Pass, ...] = (
+    Roll(),           # while Layers are nodes: later their borders are gone
+    Expand(),         # rules need Operations, one meaning each; kernels come after all of them
+    CleanUp(),        # expansion leaves equal subexpressions, reshapes of reshapes, casts
+    Hoist(),          # kernels only: the work of a turn is visible
+    Fold(),           # merged weights and hoisted work on params become params
+    KVLayout(),       # every state and its writers are in sight, bodies of Operations are few
+    FuseEpilogues(),  # before loops: a matmul has the first claim on what follows it
+    FuseLoops(),      # takes what is left
+    CheckMemory(),    # last: holds for the graph that is planned
+)
+
+Observe = Callable[[str, Graph], None]
+Options = Mapping[str, Mapping[str, str]]
+
+
+@dataclass(frozen=True)
+class PassReport:
+    """What one pass did, and how long it took."""
+
+    name: str
+    seconds: float
+    nodes_before: int
+    nodes_after: int
+    fired: tuple[Fired, ...]
+    missed: tuple[Missed, ...]
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A graph that a backend can plan. `recipes` makes, by name, the params that the passes have
+    added: each is a graph of params and kernels with one output."""
+
+    graph: Graph
+    recipes: Mapping[str, Graph] = field(default_factory=dict)
+    report: tuple[PassReport, ...] = ()
+
+
+def run_pipeline(graph: Graph, target: Target, options: Options | None = None,
+                 verify: bool = False, observe: Observe | None = None,
+                 passes: tuple[Pass, ...] = PIPELINE) -> Lowered:
+    """`graph` after all passes, for `target`.
+
+    `options` are those of `--pass NAME:key=value`, by pass. With `verify`, the graph is run in the
+    reference before and after every pass, on random inputs. `observe` gets the name of every pass
+    and the graph after it.
+
+    Raises GraphError for what the user can change, an unknown option among it, and CheckFailed
+    where a pass is wrong.
+    """
+    lowered = Lowered(graph)
+    check("trace", lowered)
+    for each in configured(passes, options or {}):
+        after = run_pass(each, lowered, target)
+        if verify:
+            same_numbers(each.name, graph, after.graph, after.recipes)
+        if observe:
+            observe(each.name, after.graph)
+        lowered = after
+    return lowered
+
+
+def run_pass(each: Pass, lowered: Lowered, target: Target) -> Lowered:
+    """`lowered` after one more pass, verified and reported."""
+    start = time.perf_counter()
+    result = each.run(lowered.graph, target)
+    seconds = time.perf_counter() - start
+    report = PassReport(each.name, seconds, count(lowered.graph), count(result.graph),
+                        result.fired, result.missed)
+    after = Lowered(result.graph, {**lowered.recipes, **result.recipes},
+                    (*lowered.report, report))
+    if result.graph is not lowered.graph:
+        check(each.name, after)
+    return after
+
+
+def check(name: str, lowered: Lowered) -> None:
+    """Raises CheckFailed, with the name of the pass, for a graph that is not well formed."""
+    problem = verify(lowered.graph)
+    if problem:
+        raise CheckFailed(f"after pass {name}: {problem}")
+
+
+def count(graph: Graph) -> int:
+    """The number of nodes, those in the bodies of repeats included."""
+    bodies = [n.body for n in graph.nodes if n.name == "repeat" and n.body is not None]
+    return len(graph.nodes) + sum(map(count, bodies))
+
+
+def configured(passes: tuple[Pass, ...], options: Options) -> tuple[Pass, ...]:
+    """The passes with their options set. Raises GraphError for an unknown pass, option or value."""
+    names = [each.name for each in passes]
+    for name in options:
+        if name not in names:
+            raise GraphError(f"no pass {name}", hint=f"passes: {', '.join(names)}")
+    return tuple(_with_options(each, options.get(each.name, {})) for each in passes)
+
+
+def _with_options(each: Pass, texts: Mapping[str, str]) -> Pass:
+    known = {f.name: f for f in fields(each)}  # type: ignore[arg-type]  # Pass: all are dataclasses
+    changes: dict[str, Any] = {}
+    for key, text in texts.items():
+        if key not in known:
+            raise GraphError(f"pass {each.name} has no option {key}",
+                             hint=f"options: {', '.join(known) or 'none'}")
+        choices = known[key].metadata.get("choices")
+        changes[key] = _read(f"{each.name}:{key}={text}", text, known[key].default, choices)
+    return replace(each, **changes) if changes else each  # type: ignore[type-var]
+
+
+def _read(what: str, text: str, default: Any, choices: tuple[str, ...] | None) -> Any:
+    if choices is not None:
+        if text not in choices:
+            raise GraphError(f"--pass {what}: {text!r} is not a choice",
+                             hint=f"choices: {', '.join(c for c in choices if c)}")
+        return text
+    if not text.lstrip("-").isdigit():
+        raise GraphError(f"--pass {what}: {text!r} is not a whole number",
+                         hint=f"the default is {default}")
+    return int(text)

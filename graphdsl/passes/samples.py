@@ -1,0 +1,112 @@
+"""Random inputs for a graph, and a run of a lowered graph in the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from graphdsl.ir import FLOATS, Dim, Graph, Size, Value, size_value, terms
+from graphdsl.lazy import torch, torch_dtype
+from graphdsl.reference import run
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+SMALL = {"batch": 2, "tokens": 5, "slots": 11}
+"""Sizes that are likely to show a mistake; other dims get sizes from 3 on."""
+
+POSITIONED = {"kv_append": 2, "rope_append": 5, "rope_angles": 0}
+"""Ops with an operand that says where tokens stand."""
+
+INDEXED = {"embedding": (0, 1, 0), "gather": (1, 0, 0), "take_rows": (1, 0, 1),
+           "expert_linear": (2, 1, 0)}
+"""Ops that look up rows: the operand with the numbers, the one with the rows, and its axis."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Tensors for every leaf of a graph, by name, and the sizes that they have."""
+
+    inputs: Mapping[str, Tensor]
+    params: Mapping[str, Tensor]
+    state: Mapping[str, Tensor]
+    dims: Mapping[str, int]
+
+
+def samples(graph: Graph, seed: int, dims: Mapping[str, int] | None = None) -> Samples:
+    """Random tensors for `graph`: small sizes within the bounds of its dims, positions that fit
+    the caches (the last sequence is padded on the left), indices that fit their tables."""
+    generator = torch.Generator().manual_seed(seed)
+    sizes = small_dims(graph) | dict(dims or {})
+    limits = dict(_limits(graph))
+
+    def tensors(leaves: tuple[Value, ...]) -> dict[str, Tensor]:
+        return {v.name: _sample(v, sizes, limits, generator) for v in leaves}
+
+    return Samples(tensors(graph.inputs), tensors(graph.params), tensors(graph.state), sizes)
+
+
+def small_dims(graph: Graph) -> dict[str, int]:
+    """A small size for every dim of the leaves' types, within its bounds."""
+    found: dict[str, int] = {}
+    for dim in (d for v in graph.leaves for size in v.shape for d in terms(size)):
+        if dim.name not in found:
+            found[dim.name] = _small(dim, 3 + len(found))
+    return found
+
+
+def _small(dim: Dim, wanted: int) -> int:
+    return min(max(SMALL.get(dim.name, wanted), dim.lo), dim.hi)
+
+
+def _sample(leaf: Value, dims: Mapping[str, int], limits: Mapping[Value, Size | None],
+            generator: Generator) -> Tensor:
+    shape = [size_value(size, dims) for size in leaf.shape]
+    if leaf.dtype in FLOATS:
+        made = torch.randn(shape, generator=generator)
+        scale = 1.0 if len(shape) < 2 or not leaf.is_param else float(shape[-1]) ** -0.5
+        return (made * scale).to(torch_dtype(leaf.dtype))
+    if leaf.dtype == "bool":
+        return torch.rand(shape, generator=generator) < 0.7
+    limit = limits.get(leaf, 4)
+    if limit is None:
+        return _positions(shape)
+    return torch.randint(0, size_value(limit, dims), shape, generator=generator).int()
+
+
+def _positions(shape: list[int]) -> Tensor:
+    """Token i at slot i; the last of several sequences begins with one token of padding."""
+    rows = torch.arange(shape[-1], dtype=torch.int32).expand(shape).clone()
+    if len(shape) > 1 and shape[0] > 1 and shape[-1] > 1:
+        rows[-1] -= 1
+    return rows
+
+
+def _limits(graph: Graph, known: dict[Value, Value] | None = None,
+            ) -> Iterator[tuple[Value, Size | None]]:
+    """What a leaf of whole numbers may hold: below a size, or (None) positions."""
+    home = dict(known or {v: v for v in graph.leaves})
+    for node in graph.nodes:
+        if node.op.kind == "view" and node.inputs[0] in home:
+            home.update(dict.fromkeys(node.outputs, home[node.inputs[0]]))
+        if node.name in INDEXED:
+            numbers, table, axis = INDEXED[node.name]
+            if node.inputs[numbers] in home:
+                yield home[node.inputs[numbers]], node.inputs[table].shape[axis]
+        at = POSITIONED.get(node.name, 3 if "positions" in node.attr.get("given", ()) else None)
+        if at is not None and node.inputs[at] in home:
+            yield home[node.inputs[at]], None
+        if node.body is not None and node.name != "repeat":
+            pairs = zip(node.body.leaves, node.inputs, strict=True)
+            yield from _limits(node.body, {a: home[b] for a, b in pairs if b in home})
+
+
+def reference_outputs(graph: Graph, given: Samples, recipes: Mapping[str, Graph] | None = None,
+                      *, exact: bool = True) -> list[Tensor]:
+    """The outputs of a graph whose folded params are made by `recipes` first."""
+    params = dict(given.params)
+    for name, recipe in (recipes or {}).items():
+        params[name] = run(recipe, {}, given.params, exact=exact)[0]
+    return run(graph, given.inputs, params, given.state, exact=exact)
+

@@ -7,14 +7,14 @@ stage form a loop; no two of them can need each other.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from graphdsl.ir import Graph, Node, Size
 from graphdsl.op import Op, constant
 from graphdsl.passes.base import Fired, Result, in_bodies
 from graphdsl.passes.memory import order_edges, ordered
+from graphdsl.passes.repeat import REPEAT, through_body
 from graphdsl.passes.rewrite import outline
 
 if TYPE_CHECKING:
@@ -23,11 +23,7 @@ if TYPE_CHECKING:
 Space = tuple[Size, ...]
 
 
-def _through_body(*_: Any) -> Any:
-    raise AssertionError("this op runs through its body")
-
-
-LOOP = Op("loop", _through_body)
+LOOP = Op("loop", through_body)
 """Pointwise and reduce kernels over one iteration space; see `loop_space`."""
 
 
@@ -68,8 +64,8 @@ def _space(node: Node, found: dict[Node, Space]) -> Space:
     return shape
 
 
-def stages(graph: Graph, inside: Callable[[Node, Node], bool]) -> dict[Node, int]:
-    """The stage of every node; `inside(a, b)` tells whether the edge a -> b can be in a loop."""
+def stages(graph: Graph, space: dict[Node, Space]) -> dict[Node, int]:
+    """The stage of every node, for loops over these spaces."""
     before = order_edges(graph)
     stage: dict[Node, int] = {}
     for node in ordered(graph):
@@ -77,7 +73,8 @@ def stages(graph: Graph, inside: Callable[[Node, Node], bool]) -> dict[Node, int
         for value in node.inputs:
             made_by = value.node
             if made_by is not None and made_by.op is not constant:
-                level = max(level, stage[made_by] + (not inside(made_by, node)))
+                inside = node in space and space.get(made_by) == space[node]
+                level = max(level, stage[made_by] + (not inside))
         for reader in before.get(node, ()):
             level = max(level, stage[reader] + 1)
         stage[node] = level
@@ -87,11 +84,7 @@ def stages(graph: Graph, inside: Callable[[Node, Node], bool]) -> dict[Node, int
 def clusters(graph: Graph) -> list[list[Node]]:
     """The groups of nodes that become loops."""
     space = spaces(graph)
-
-    def inside(a: Node, b: Node) -> bool:
-        return a in space and b in space and space[a] == space[b]
-
-    stage = stages(graph, inside)
+    stage = stages(graph, space)
     leader = {n: n for n in space}
 
     def find(node: Node) -> Node:
@@ -102,7 +95,8 @@ def clusters(graph: Graph) -> list[list[Node]]:
 
     for node in space:
         for made_by in (v.node for v in node.inputs):
-            if made_by in space and inside(made_by, node) and stage[made_by] == stage[node]:
+            same = made_by in space and space[made_by] == space[node]
+            if made_by is not None and same and stage[made_by] == stage[node]:
                 leader[find(made_by)] = find(node)
     groups: dict[Node, list[Node]] = {}
     for node in space:
@@ -141,6 +135,6 @@ def fired_nodes(graph: Graph, op: Op, rule: str) -> tuple[Fired, ...]:
     for node in graph.nodes:
         if node.op is op:
             fired.append(Fired(rule, node.loc, node.scope))
-        elif node.name == "repeat" and node.body is not None:
+        elif node.op is REPEAT and node.body is not None:
             fired += fired_nodes(node.body, op, rule)
     return tuple(fired)

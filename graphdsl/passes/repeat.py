@@ -14,11 +14,12 @@ from graphdsl.ir import Graph, Node, Value
 from graphdsl.op import Op
 
 
-def _no_reference(*_: Any) -> Any:
-    raise AssertionError("a repeat runs through its body")
+def through_body(*_: Any) -> Any:
+    """Stands for the function of an op whose every node has a body of its own."""
+    raise AssertionError("this op runs through its body")
 
 
-REPEAT = Op("repeat", _no_reference)
+REPEAT = Op("repeat", through_body)
 
 T = TypeVar("T")
 

@@ -97,10 +97,8 @@ class CPU:
             return not ref.unit_columns
         if node.name == "matmul" or (node.name == "matmul_nt" and not node.inputs[1].is_param):
             return False
-        if node.name == "attention":
-            return node.inputs[index].dtype not in ("bool",) and not ref.unit_columns
-        if node.name in ("kv_append", "rope_append"):
-            return not ref.unit_columns
+        if node.name in ("attention", "kv_append", "rope_append"):
+            return _strides_matter(node.inputs[index], ref)
         if node.name in ("matmul_nt", "matmul_epilogue", "expert_linear"):
             return not (ref.unit_columns and has_single_row_stride(ref))
         return not ref.is_dense
@@ -188,6 +186,13 @@ def compiler_version(environment: Mapping[str, str]) -> str:
     if done.returncode != 0:
         raise ToolError("the C++ compiler does not run", shlex.join(command), done.stderr)
     return done.stdout.partition("\n")[0]
+
+
+def _strides_matter(value: Value, ref: Ref) -> bool:
+    """Heads may lie anywhere; positions and angles have one stride a sequence."""
+    if value.dtype == "bool":
+        return False
+    return not (ref.unit_columns if len(value.shape) == 4 else ref.is_dense)
 
 
 def _values(node: Node) -> list[Value]:

@@ -119,12 +119,11 @@ def _copy(call: Call, scratch: str) -> list[str]:
 
 def _embedding(call: Call, scratch: str) -> list[str]:
     ids, table, out = *call.inputs, call.outputs[0]
-    rows, dim = table.shape
     packed = call.node.inputs[1].is_param
     name = "embedding" if packed else "embedding_plain"
     _, stride = rows_of(out)
-    return [f"{name}(team, {address(ids)}, {_count(ids.shape)}, {address(table)}, {rows}, {dim}, "
-            f"{address(out)}, {stride});"]
+    return [f"{name}(team, {address(ids)}, {_count(ids.shape)}, {address(table)}, "
+            f"{table.shape[1]}, {address(out)}, {stride});"]
 
 
 def _batched(call: Call, scratch: str) -> list[str]:
@@ -208,13 +207,13 @@ def _kv_append(call: Call, scratch: str) -> list[str]:
 def _rope_append(call: Call, scratch: str) -> list[str]:
     q, k, v, cos, sin, positions, k_cache, v_cache = call.inputs
     batch, tokens, heads, dim = q.shape
-    interleaved = str(bool(call.node.attr["interleaved"])).lower()
-    return [f"rope_append(team, {_view4(q)}, {_view4(k)}, {_view4(v)}, {address(cos)}, "
-            f"{address(sin)}, {cos.strides[0]}, {cos.strides[1]}, {address(positions)}, "
-            f"{positions.strides[0]}, {_view4(call.outputs[0], const=False)}, "
-            f"{_view4(k_cache, const=False)}, {_view4(v_cache, const=False)}, {batch}, {tokens}, "
-            f"{heads}, {k.shape[2]}, {dim}, {v.shape[3]}, {Poly.of(cos.shape[-1]) * 2}, "
-            f"{interleaved});"]
+    views = [_view4(ref) for ref in (q, k, v)]
+    angles = f"Angles{{{address(cos)}, {address(sin)}, {_array(cos.strides[:2])}}}"
+    written = [_view4(ref, const=False) for ref in (call.outputs[0], k_cache, v_cache)]
+    sizes = [batch, tokens, heads, k.shape[2], dim, v.shape[3], Poly.of(cos.shape[-1]) * 2]
+    members = [*views, angles, address(positions), positions.strides[0], *written, *sizes,
+               str(bool(call.node.attr["interleaved"])).lower()]
+    return [f"rope_append(team, RopeAppend<{CTYPES[q.dtype]}>{_array(members)});"]
 
 
 def _take_rows(call: Call, scratch: str) -> list[str]:

@@ -189,6 +189,25 @@ def gather(x: Tensor, index: Tensor) -> Tensor:
     return x[index.long()]
 
 
+def split_heads(x: Value, heads: int) -> Value:
+    """x[*b, heads * d] as [*b, heads, d]: a reshape. Raises GraphError if heads does not divide."""
+    width = x.shape[-1]
+    if not isinstance(width, int) or heads < 1 or width % heads:
+        raise GraphError(f"split_heads: {heads} heads in {x.type}", user_loc(),
+                         "the last axis has to be heads times the width of a head")
+    result: Value = reshape(x, shape=(*x.shape[:-1], heads, width // heads))
+    return result
+
+
+def merge_heads(x: Value) -> Value:
+    """x[*b, heads, d] as [*b, heads * d]: a reshape. Raises GraphError for fewer than two axes."""
+    heads, width = x.shape[-2:] if len(x.shape) > 1 else (0, 0)
+    if not isinstance(heads, int) or not isinstance(width, int) or not heads:
+        raise GraphError(f"merge_heads: x is {x.type}, wanted [..., heads, d]", user_loc())
+    result: Value = reshape(x, shape=(*x.shape[:-2], heads * width))
+    return result
+
+
 def index(x: Value, key: Any) -> Value:
     """x[key] as in torch, for whole numbers, slices of step 1, None and `...`.
 

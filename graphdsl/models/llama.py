@@ -1,0 +1,171 @@
+"""The Llama architecture in the DSL, its config and the names of its weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from graphdsl.ir import Value
+from graphdsl.layer import KVCache, Layer, Model, Param
+from graphdsl.ops import (
+    attention,
+    cast,
+    embedding,
+    linear,
+    merge_heads,
+    rms_norm,
+    rope,
+    rope_angles,
+    silu,
+    split_heads,
+    take_rows,
+)
+from graphdsl.ops.position import Scaling
+
+if TYPE_CHECKING:
+    from graphdsl.hf.settings import LlamaSettings, RopeScaling
+
+
+@dataclass(frozen=True)
+class Config:
+    """The sizes and constants of a Llama model.
+
+    `scaling` stretches the rotary frequencies (see rope_frequencies), `tied` uses the embedding
+    table as the head, `embeddings` makes the Model take embeddings instead of ids, and
+    `hidden_states` makes it return what goes into every layer and what comes out of the last.
+    """
+
+    vocab: int = 32000
+    hidden: int = 4096
+    layers: int = 32
+    heads: int = 32
+    kv_heads: int = 32
+    head_dim: int = 128
+    ffn: int = 11008
+    eps: float = 1e-5
+    theta: float = 10000.0
+    scaling: Scaling = ()
+    tied: bool = False
+    embeddings: bool = False
+    hidden_states: bool = False
+
+
+LLAMA_7B = Config()
+
+
+class LlamaLayer(Layer):
+    """One decoder layer; the rotary angles, the same for all layers, are given."""
+
+    signature = ("x[batch, tokens, hidden], positions[batch, tokens]:i32,"
+                 " cos[batch, tokens, rotary]:f32, sin[batch, tokens, rotary]:f32"
+                 " -> y[batch, tokens, hidden]")
+
+    def __init__(self, config: Config = LLAMA_7B) -> None:
+        c = self.config = config
+        self.attn_norm = Param(c.hidden)
+        self.wq = Param(c.heads * c.head_dim, c.hidden)
+        self.wk = Param(c.kv_heads * c.head_dim, c.hidden)
+        self.wv = Param(c.kv_heads * c.head_dim, c.hidden)
+        self.wo = Param(c.hidden, c.heads * c.head_dim)
+        self.ffn_norm = Param(c.hidden)
+        self.w_gate = Param(c.ffn, c.hidden)
+        self.w_up = Param(c.ffn, c.hidden)
+        self.w_down = Param(c.hidden, c.ffn)
+        self.kv = KVCache(c.kv_heads, c.head_dim)
+
+    def forward(self, x: Value, positions: Value, cos: Value, sin: Value) -> Value:
+        c = self.config
+        h = rms_norm(x, self.attn_norm, eps=c.eps)
+        q = split_heads(linear(h, self.wq), c.heads)
+        k = split_heads(linear(h, self.wk), c.kv_heads)
+        v = split_heads(linear(h, self.wv), c.kv_heads)
+        kv = self.kv.append(rope(k, cos, sin), v, positions)
+        attended = attention(rope(q, cos, sin), kv.k, kv.v, positions)
+        x = x + linear(merge_heads(attended), self.wo)
+
+        h = rms_norm(x, self.ffn_norm, eps=c.eps)
+        y: Value = x + linear(silu(linear(h, self.w_gate)) * linear(h, self.w_up), self.w_down)
+        return y
+
+
+class Llama(Model):
+    """Token ids to the logits, in f32, of the tokens that `rows` names.
+
+    ids[batch, tokens]:i32 (x[batch, tokens, hidden] when config.embeddings), positions[batch,
+    tokens]:i32 (-1: padding), rows[batch, outputs]:i32 -> logits[batch, outputs, vocab]:f32, and
+    when config.hidden_states hidden0 ... hiddenN, each [batch, tokens, hidden].
+    """
+
+    def __init__(self, config: Config = LLAMA_7B) -> None:
+        c = self.config = config
+        self.signature = _signature(c)
+        self.embed = Param(c.vocab, c.hidden)
+        self.layers = [LlamaLayer(c) for _ in range(c.layers)]
+        self.norm = Param(c.hidden)
+        self.head = self.embed if c.tied else Param(c.vocab, c.hidden)
+
+    def forward(self, ids: Value, positions: Value, rows: Value) -> Value | tuple[Value, ...]:
+        c = self.config
+        cos, sin = rope_angles(positions, rotary_dim=c.head_dim, theta=c.theta, scaling=c.scaling)
+        x = ids if c.embeddings else embedding(ids, self.embed)
+        hidden = [x]
+        for layer in self.layers:
+            x = layer(x, positions, cos, sin)
+            hidden.append(x)
+        h = rms_norm(take_rows(x, rows), self.norm, eps=c.eps)
+        logits: Value = cast(linear(h, self.head), dtype="f32")
+        return (logits, *hidden) if c.hidden_states else logits
+
+
+def _signature(c: Config) -> str:
+    first = "x[batch, tokens, hidden]" if c.embeddings else "ids[batch, tokens]:i32"
+    results = ["logits[batch, outputs, vocab]:f32"]
+    if c.hidden_states:
+        results += [f"hidden{i}[batch, tokens, hidden]" for i in range(c.layers + 1)]
+    return (f"{first}, positions[batch, tokens]:i32, rows[batch, outputs]:i32"
+            f" -> {', '.join(results)}")
+
+
+LAYER_NAMES = {
+    "attn_norm": "input_layernorm.weight",
+    "wq": "self_attn.q_proj.weight",
+    "wk": "self_attn.k_proj.weight",
+    "wv": "self_attn.v_proj.weight",
+    "wo": "self_attn.o_proj.weight",
+    "ffn_norm": "post_attention_layernorm.weight",
+    "w_gate": "mlp.gate_proj.weight",
+    "w_up": "mlp.up_proj.weight",
+    "w_down": "mlp.down_proj.weight",
+}
+"""The name that Hugging Face gives to every param of a layer."""
+
+
+def weight_names(config: Config) -> dict[str, str]:
+    """The Hugging Face name of every param of Llama(config)."""
+    names = {"embed": "model.embed_tokens.weight", "norm": "model.norm.weight"}
+    if not config.tied:
+        names["head"] = "lm_head.weight"
+    for i in range(config.layers):
+        names |= {f"layers.{i}.{ours}": f"model.layers.{i}.{theirs}"
+                  for ours, theirs in LAYER_NAMES.items()}
+    return names
+
+
+def config_from(settings: LlamaSettings) -> Config:
+    """The config of a model on disk, from the settings that its file was read to."""
+    s = settings
+    return Config(s.vocab, s.hidden, s.layers, s.heads, s.kv_heads, s.head_dim, s.ffn, s.eps,
+                  s.theta, _scaling(s.rope_scaling), s.tied)
+
+
+def _scaling(scaling: RopeScaling | None) -> Scaling:
+    if scaling is None:
+        return ()
+    if scaling.kind == "factors":
+        return (("factors", scaling.factors), ("rope_type", "factors"))
+    if scaling.kind == "linear":
+        return (("factor", scaling.factor), ("rope_type", "linear"))
+    return (("factor", scaling.factor), ("high_freq_factor", scaling.high_freq_factor),
+            ("low_freq_factor", scaling.low_freq_factor),
+            ("original_max_position_embeddings", scaling.original_max_positions),
+            ("rope_type", scaling.kind))

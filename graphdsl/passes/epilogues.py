@@ -101,7 +101,8 @@ class _Claims:
             for node in [n for n in reversed(group) if n.op is not matmul_nt]:
                 operands = {v for v in node.inputs if v.node in group}
                 exposed = sum(DTYPES[v.dtype] for v in operands if not self._leaves(v, group))
-                if self._leaves(node.outputs[0], group) and exposed < DTYPES[node.out_types[0].dtype]:
+                written = DTYPES[node.out_types[0].dtype]
+                if self._leaves(node.outputs[0], group) and exposed < written:
                     del group[node]
                     changed = True
 

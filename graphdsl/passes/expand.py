@@ -3,16 +3,62 @@ backend takes whole."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from graphdsl.ir import Graph
+from graphdsl.ir import Graph, Node
+from graphdsl.passes.activation import GeluMul, SiluMul
 from graphdsl.passes.base import Fired, Missed, Result, in_bodies
 from graphdsl.passes.cleanup import common_subexpressions
+from graphdsl.passes.engine import apply_rules
+from graphdsl.passes.linear import LINEARS, MergeLinears
+from graphdsl.passes.norm import AddRMSNorm
+from graphdsl.passes.position import RopeAppend, RopeAppendMasked
 from graphdsl.passes.rewrite import inline
+from graphdsl.passes.rules import Rule
 
 if TYPE_CHECKING:
     from graphdsl.backend import Target
+
+FUSIONS: tuple[Rule, ...] = (AddRMSNorm(), SiluMul(), GeluMul(), RopeAppend(), RopeAppendMasked())
+
+
+def groups(target: Target) -> tuple[Rule, ...]:
+    """The group rules, which come after the fusions of a level: they take what is left over."""
+    meeting = target.epilogue_matmuls if target.fuses_loops else 1
+    return tuple(MergeLinears(op, meeting) for op in LINEARS)
+
+
+@dataclass
+class _Levels:
+    """The opening of one graph, level by level."""
+
+    steps: tuple[tuple[Rule, ...], ...]
+    takes: frozenset[str]
+    fired: list[Fired] = field(default_factory=list)
+    missed: dict[Missed, None] = field(default_factory=dict)
+
+    def opened(self, graph: Graph) -> Graph:
+        """`graph` with nothing left to open."""
+        graph = in_bodies(graph, self.opened)
+        while True:
+            graph = common_subexpressions(graph)
+            for rules in self.steps:
+                graph, fired, missed = apply_rules(graph, rules)
+                self.fired += fired
+                self.missed.update(dict.fromkeys(missed))
+            opened = inline(graph, self.wanted)
+            if opened is graph:
+                return graph
+            graph = opened
+
+    def wanted(self, node: Node) -> bool:
+        return node.op.is_operation and node.name not in self.takes
+
+    def near_misses(self) -> tuple[Missed, ...]:
+        """The misses at places where the same rule did not fire on a later level."""
+        fired = {(f.rule, f.loc, f.scope) for f in self.fired}
+        return tuple(m for m in self.missed if (m.rule, m.loc, m.scope) not in fired)
 
 
 @dataclass(frozen=True)
@@ -22,15 +68,6 @@ class Expand:
     name: ClassVar[str] = "expand"
 
     def run(self, graph: Graph, target: Target) -> Result:
-        fired: list[Fired] = []
-        missed: list[Missed] = []
-
-        def expanded(graph: Graph) -> Graph:
-            graph = common_subexpressions(graph)
-            while True:
-                opened = inline(graph, lambda n: n.op.is_operation and n.name not in target.takes)
-                if opened is graph:
-                    return graph
-                graph = opened
-
-        return Result(expanded(in_bodies(graph, expanded)), tuple(fired), tuple(missed))
+        levels = _Levels((FUSIONS, groups(target)), target.takes)
+        new = levels.opened(graph)
+        return Result(new, tuple(levels.fired), levels.near_misses())

@@ -70,7 +70,7 @@ def _opened(node: Node, keep_lines: bool) -> tuple[Value, ...]:
     assert node.body is not None
 
     def change(inner: Node) -> dict[str, Any]:
-        own = node.scope if keep_lines else _joined(node.scope, node.name)
+        own = node.scope if keep_lines else _joined(node.scope, f"{node.name}()")
         return {"loc": inner.loc if keep_lines else node.loc,
                 "origin": tuple(dict.fromkeys((*node.origin, *inner.origin))),
                 "scope": _joined(own, inner.scope)}
@@ -130,11 +130,18 @@ def _outlined(graph: Graph, nodes: Sequence[Node], outside: Sequence[Value], op:
     outputs = [v for n in nodes for v in n.outputs
                if any(u not in inside for u in graph.users.get(v, []))]
     body = Graph(op.name, leaves, (), (), tuple(env[v] for v in outputs))
-    scopes = dict.fromkeys(n.scope or n.name for n in nodes)
     new = Node(op, tuple(made.get(v, v) for v in outside), (), tuple(v.type for v in outputs), body,
-               nodes[-1].loc, "+".join(scopes), tuple(dict.fromkeys(o for n in nodes
+               nodes[-1].loc, _scopes(nodes), tuple(dict.fromkeys(o for n in nodes
                                                                     for o in n.origin)))
     return dict(zip(outputs, new.outputs, strict=True))
+
+
+def _scopes(nodes: Sequence[Node]) -> str:
+    """The scopes of a group, without those that lie within another of them."""
+    found = dict.fromkeys(_joined(n.scope, "" if n.scope.endswith("()") else n.name)
+                          for n in nodes)
+    outer = [s for s in found if not any(s.startswith(f"{o}.") for o in found)]
+    return "+".join(outer)
 
 
 def is_constant(value: Value) -> bool:

@@ -1,0 +1,95 @@
+"""Rules for linears."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from graphdsl.ir import Graph, Node, Value
+from graphdsl.op import Op
+from graphdsl.ops.linear import linear, matmul_nt
+from graphdsl.ops.shape import concat, split
+from graphdsl.passes.match import NoMatch
+from graphdsl.passes.overlay import Overlay
+from graphdsl.passes.rules import GroupRule
+
+
+@dataclass(frozen=True)
+class MergeLinears(GroupRule):
+    """Linears that read one x become one wide linear and a split (QKV; gate and up).
+
+    Two that meet in one pointwise result are left for its epilogue, if the backend has epilogues
+    of several matmuls (`meeting` > 1): what they make never reaches memory then.
+    """
+
+    op: Op = linear
+    meeting: int = 1
+
+    shapes = "x[*b, k], wq[n, k], wk[m, k], wv[m, k]"
+
+    @staticmethod
+    def before(x: Value, wq: Value, wk: Value, wv: Value) -> Any:
+        return linear(x, wq), linear(x, wk), linear(x, wv)
+
+    @property
+    def roots(self) -> tuple[Op, ...]:
+        return (self.op,)
+
+    def members(self, overlay: Overlay, node: Node) -> list[Node]:
+        x, *weights = overlay.inputs(node)
+        for weight in weights:
+            if not weight.is_param:
+                raise NoMatch(f"the weight {weight.name or weight.type} is not a Param", weight, 2)
+        alike = [u for u in overlay.users(x) if u and self._is_like(overlay, u, node)]
+        if len(alike) < 2:
+            raise NoMatch("no other linear with Params reads this x", node.outputs[0])
+        cones = {n: _followers(overlay, n) for n in alike}
+        kept = [n for n in alike if self.meeting < 2 or not any(
+            cones[n] & cones[other] for other in alike if other is not n)]
+        if node not in kept:
+            raise NoMatch("it is left for an epilogue, where it meets its sibling",
+                          node.outputs[0], 2)
+        if len(kept) < 2:
+            raise NoMatch("no other linear with Params reads this x", node.outputs[0])
+        return kept
+
+    def _is_like(self, overlay: Overlay, node: Node, root: Node) -> bool:
+        operands, wanted = overlay.inputs(node), overlay.inputs(root)
+        return (node.op is self.op and operands[0] is wanted[0] and len(operands) == len(wanted)
+                and all(v.is_param for v in operands[1:]))
+
+    def after(self, operands: Sequence[Sequence[Value]]) -> Sequence[Value]:
+        x, sizes = operands[0][0], tuple(o[1].shape[0] for o in operands)
+        joined = [concat(*column, axis=0) for column in list(zip(*operands, strict=True))[1:]]
+        pieces: Sequence[Value] = split(self.op(x, *joined), sizes=sizes, axis=-1)
+        return pieces
+
+
+def _followers(overlay: Overlay, node: Node) -> set[Node]:
+    """Pointwise nodes of the same shape that follow from a linear alone."""
+    found: set[Node] = set()
+    todo = [node]
+    while todo:
+        users = overlay.users(todo.pop().outputs[0])
+        for user in users:
+            if (user and user not in found and is_pointwise(user)
+                    and user.out_types[0].shape == node.out_types[0].shape):
+                found.add(user)
+                todo.append(user)
+    return found
+
+
+def is_pointwise(node: Node) -> bool:
+    """Whether a kernel is pointwise, or an Operation whose every kernel is."""
+    if node.body is not None:
+        return _is_pointwise_body(node.body)
+    return node.op.kind == "pointwise"
+
+
+def _is_pointwise_body(body: Graph) -> bool:
+    return all(map(is_pointwise, body.nodes))
+
+
+LINEARS: tuple[Op, ...] = (linear, matmul_nt)
+"""What is merged, before and after expansion."""

@@ -15,14 +15,15 @@ from typing import Any
 import jinja2
 
 from graphdsl.backend import Capability, Check, Target
-from graphdsl.backends.cpu.calls import has_single_row_stride, view_of
-from graphdsl.backends.cpu.features import Level, best_level, cpu_features
-from graphdsl.backends.cpu.loops import CTYPES, EXPRESSIONS, REDUCTIONS, saved_rows
 from graphdsl.errors import ToolError
 from graphdsl.expr import product
 from graphdsl.ir import FLOATS, Node, Value
 from graphdsl.plan import Body, Call, Leaf, Plan
 from graphdsl.views import Ref
+
+from .calls import has_single_row_stride, view_of
+from .features import Level, best_level, cpu_features
+from .loops import CTYPES, EXPRESSIONS, REDUCTIONS, saved_rows
 
 HERE = Path(__file__).parent
 

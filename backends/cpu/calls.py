@@ -10,7 +10,7 @@ from graphdsl.ir import Size
 from graphdsl.plan import Call, RepeatCall
 from graphdsl.views import Ref, collapsed_rows
 
-from graphdsl.backends.cpu.loops import (
+from .loops import (
     BLOCK,
     CTYPES,
     EpilogueCode,

@@ -322,11 +322,11 @@ def configured(config: Any, settings: Mapping[str, str]) -> Any:
         if name not in known:
             raise GraphError(f"--set {name}={text}: the config has no field {name}",
                              hint=f"fields: {', '.join(known) or 'none'}")
-        changes[name] = _read(name, text, known[name])
+        changes[name] = read_setting(name, text, known[name])
     return replace(config, **changes)
 
 
-def _read(name: str, text: str, present: Any) -> Any:
+def read_setting(name: str, text: str, present: Any) -> Any:
     words = {"true": True, "false": False}
     try:
         if isinstance(present, bool):

@@ -1,0 +1,22 @@
+"""What pyproject.toml cannot say: the extension module, and that graphdsl.backends is backends/."""
+
+from pybind11.setup_helpers import Pybind11Extension
+from setuptools import find_packages, setup
+
+NATIVE = Pybind11Extension(
+    "graphdsl.runtime._native",
+    ["graphdsl/runtime/native.cpp"],
+    depends=["graphdsl/runtime/abi.h"],
+    cxx_std=17,
+    extra_compile_args=["-O2", "-Wall", "-Wextra", "-Werror"],
+)
+
+setup(
+    packages=[*find_packages(include=["graphdsl", "graphdsl.*"]),
+              *(f"graphdsl.{name}" for name in find_packages(include=["backends", "backends.*"]))],
+    package_dir={"graphdsl.backends": "backends"},
+    package_data={"graphdsl": ["py.typed"],
+                  "graphdsl.runtime": ["abi.h", "native.cpp", "_native.pyi"],
+                  "graphdsl.backends.cpu": ["templates/*.j2", "kernels/*.hpp"]},
+    ext_modules=[NATIVE],
+)

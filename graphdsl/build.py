@@ -19,7 +19,7 @@ from pathlib import Path
 
 from graphdsl.backend import Backend, find_backend
 from graphdsl.errors import GraphError
-from graphdsl.ir import Graph, Node
+from graphdsl.ir import Graph
 from graphdsl.manifest import Identity, manifest_of, manifest_text
 from graphdsl.passes.memory import ordered
 from graphdsl.passes.pipeline import Lowered, run_pipeline

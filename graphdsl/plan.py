@@ -15,6 +15,7 @@ from typing import Protocol
 from graphdsl.expr import Poly, dense_strides, product
 from graphdsl.ir import DTYPES, Dim, Graph, Node, Size, Value, terms, upper_bound
 from graphdsl.op import Op
+from graphdsl.packing import PackedInputs, packed_params, separate_plain_uses
 from graphdsl.passes.repeat import Operands, operands_of
 from graphdsl.views import Ref, leaf_ref, view
 
@@ -23,11 +24,8 @@ NEVER = 1 << 60
 COPY = Op("copy", lambda x: x)
 
 
-class Lowering(Protocol):
+class Lowering(PackedInputs, Protocol):
     """What the planner asks a backend about a node."""
-
-    def packed_inputs(self, node: Node) -> tuple[int, ...]:
-        """Inputs that are read in the backend's packed weight format."""
 
     def needs_copy(self, node: Node, index: int, ref: Ref) -> bool:
         """Whether the kernel cannot read this input where it lies."""
@@ -124,6 +122,7 @@ class Plan:
 def make_plan(graph: Graph, recipes: Mapping[str, Graph], lowering: Lowering,
               order: Callable[[Graph], Iterable[Node]] = lambda g: g.nodes) -> Plan:
     """The calls and buffers of `graph`, whose nodes run in the order that `order` gives."""
+    graph = separate_plain_uses(graph, lowering)
     planner = _Planner(lowering, order, packed_params(graph, lowering))
     _BodyPlanner(planner, graph, "run").plan()
     found = sorted(planner.dims | {d for v in graph.leaves for s in v.shape for d in terms(s)},
@@ -134,23 +133,6 @@ def make_plan(graph: Graph, recipes: Mapping[str, Graph], lowering: Lowering,
     return Plan(graph, recipes, tuple(ports), tuple(d for d in found if not d.source),
                 tuple(d for d in found if d.source), tuple(planner.buffers),
                 tuple(planner.bodies))
-
-
-def packed_params(graph: Graph, lowering: Lowering) -> frozenset[Value]:
-    """The params of `graph` and of its repeats' bodies that are read packed."""
-    packed: set[Value] = set()
-    for node in graph.nodes:
-        if node.name == "repeat":
-            assert node.body is not None
-            inner = packed_params(node.body, lowering)
-            packed |= inner
-            operands = operands_of(node, node.inputs)
-            for row in operands.params:
-                packed |= {v for v, p in zip(row, node.body.params, strict=True) if p in inner}
-        else:
-            packed |= {node.inputs[i] for i in lowering.packed_inputs(node)
-                       if node.inputs[i].is_param}
-    return frozenset(packed)
 
 
 @dataclass

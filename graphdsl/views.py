@@ -65,7 +65,8 @@ def view(node: Node, ref: Ref) -> tuple[Ref, ...] | None:
             return (replace(ref, shape=node.out_types[0].shape,
                             strides=tuple(ref.strides[i % len(order)] for i in order)),)
         case "slice":
-            return (_sliced(ref, attr["axis"] % len(ref.shape), attr["start"], node.out_types[0].shape),)
+            axis = attr["axis"] % len(ref.shape)
+            return (_sliced(ref, axis, attr["start"], node.out_types[0].shape),)
         case "split":
             return _split(ref, attr["axis"] % len(ref.shape), node)
         case "expand":

@@ -297,6 +297,14 @@ def physical_sizes(port: Json) -> list[Any]:
     return [port["shape"][axis] for axis in order]
 
 
+def physical(tensor: Tensor, port: Json, *, back: bool = False) -> Tensor:
+    """A state of logical shape [batch, slots, kv_heads, dim] as it lies in memory, or `back`."""
+    order = Layout(port["layout"]["order"]).permutation
+    if back:
+        order = tuple(order.index(axis) for axis in range(len(order)))
+    return tensor.permute(order).contiguous()
+
+
 def _physical(port: Json, dims: Mapping[str, int]) -> list[int]:
     return [_size(s, dims) for s in physical_sizes(port)]
 

@@ -1,0 +1,243 @@
+// y = x w^T with packed weights, for few rows (bound by reading the weights) and for many (bound by multiply-adds).
+#pragma once
+#include "matmul_tile.hpp"
+#include "team.hpp"
+
+namespace gd {
+namespace product {
+
+constexpr i64 few_rows = 2 * R;           // up to here the weights are streamed once and x stays in cache
+constexpr i64 block_k = 256;              // words of k whose panel stays in L1
+constexpr i64 block_rows = 16 * R;        // rows of x that stay in L2 with it
+constexpr i64 block_columns = 128;        // columns whose sums and unpacked weights stay in L2
+constexpr i64 chunk_rows = 5 * block_rows;  // rows for which x is copied and the weights are read once
+
+// The words of x that go with T's packed weights: many rows of bf16 are multiplied in f32 unless there is a dot product.
+#if defined(GD_BF16_DOT)
+template <class T> constexpr bool dots = same<T, bf16>::value;
+#else
+template <class T> constexpr bool dots = false;
+#endif
+template <class T> struct Kinds {
+  using few = F32Words;
+  using many = F32Words;
+};
+template <> struct Kinds<bf16> {
+#if defined(GD_BF16_DOT)
+  using few = DotWords;
+  using many = DotWords;
+#else
+  using few = PairWords;
+  using many = F32Words;
+#endif
+};
+// 32-bit words of a row of x in scratch.
+template <class T> GD_INLINE i64 x_words(i64 k) { return dots<T> ? words<T>(k) : round_up(k, per_word<T>); }
+
+// Row x[k] from `begin` as `count` words, zeros beyond k.
+template <class T> GD_INLINE void copy_words(const T* x, i64 k, i64 begin, i64 count, char* to) {
+  if constexpr (dots<T>) {
+    const i64 have = most(0, least(2 * count, k - 2 * begin));
+    __builtin_memcpy(to, x + 2 * begin, size_t(have) * 2);
+    __builtin_memset(to + have * 2, 0, size_t(4 * count - 2 * have));
+  } else {
+    const i64 have = most(0, least(count, k - begin));
+    float* f = reinterpret_cast<float*>(to);
+    for_lanes(have, [&](i64 i, auto l) { store(f + i, load(x + begin + i, l), l); });
+    for (i64 i = have; i < count; ++i) f[i] = 0;
+  }
+}
+
+// c[rows][stride], and the second product at c + next: hands every vector of sums to the epilogue.
+template <int NW, class Epi>
+GD_NOINLINE void drain(const float* c, i64 next, i64 stride, i64 row, i64 rows, i64 column, i64 columns, Epi& epi) {
+  for (i64 r = 0; r < rows; ++r, c += stride)
+    for_lanes(columns, [&](i64 j, auto l) {
+      if constexpr (NW == 1) epi(row + r, column + j, l, load(c + j, Full{}));
+      else epi(row + r, column + j, l, load(c + j, Full{}), load(c + next + j, Full{}));
+    });
+}
+
+// Whether x must be copied for few rows, and whether the threads share one copy, which costs them two barriers.
+template <class T> GD_INLINE bool copies(i64 k) { return same<T, bf16>::value && !(dots<T> && k % 2 == 0); }
+GD_INLINE bool shares_copy(i64 rows, i64 k, int threads) { return threads > 1 && rows * k > 16384; }
+
+// Points `pointers` at the rows of x, copied into scratch where the tile cannot read them as they are.
+template <class T>
+GD_NOINLINE void few_pointers(const Team& team, const T* x, i64 stride, i64 rows, i64 k, char* scratch,
+                              const char** pointers) {
+  if (!copies<T>(k)) {
+    for (i64 r = 0; r < rows; ++r) pointers[r] = reinterpret_cast<const char*>(x + r * stride);
+    return;
+  }
+  const i64 count = x_words<T>(k), row_bytes = count * 4;
+  const bool shared = shares_copy(rows, k, team.count);
+  const Range mine = shared ? team.share(rows) : Range{0, rows};
+  if (!shared) scratch += team.id * round_up(rows * row_bytes, 64);
+  if (shared) team.barrier();
+  for (i64 r = mine.begin; r < mine.end; ++r) copy_words(x + r * stride, k, 0, count, scratch + r * row_bytes);
+  if (shared) team.barrier();
+  for (i64 r = 0; r < rows; ++r) pointers[r] = scratch + r * row_bytes;
+}
+
+// c[rows][NB] = the rows times one whole panel.
+template <class T>
+GD_INLINE void few_panel(const char* const* x, i64 rows, const T* w, i64 panel, i64 k, float* c) {
+  const char* panel_words = reinterpret_cast<const char*>(w) + panel * words<T>(k) * NB * 4;
+  for (i64 r = 0; r < rows; r += R)
+    tile_rows<typename Kinds<T>::few>(x + r, int(least(R, rows - r)), panel_words, words<T>(k), c + r * NB, NB, false);
+}
+
+template <int NW, class T, class Epi>
+void few(const Team& team, const T* x, i64 stride, const T* const (&w)[NW], i64 rows, i64 n, i64 k, char* scratch,
+         Epi& epi) {
+  const char* pointers[few_rows];
+  few_pointers(team, x, stride, rows, k, scratch, pointers);
+  const Range mine = team.share(panels(n));
+  alignas(64) float c[NW][few_rows * NB];
+  for (i64 panel = mine.begin; panel < mine.end; ++panel) {
+    for (int q = 0; q < NW; ++q) few_panel(pointers, rows, w[q], panel, k, c[q]);
+    drain<NW>(c[0], few_rows * NB, NB, 0, rows, panel * NB, least(NB, n - panel * NB), epi);
+  }
+}
+
+// Threads over strips of R rows and over groups of columns, so that the busiest has the least to do.
+struct Grid {
+  int down, across;
+};
+inline Grid choose_grid(i64 strips, i64 groups, int threads) {
+  Grid best = {1, threads};
+  i64 best_cost = -1;
+  for (int down = 1; down <= threads; ++down) {
+    if (threads % down != 0) continue;
+    const int across = threads / down;
+    const i64 cost = ((strips + down - 1) / down) * ((groups + across - 1) / across);
+    if (best_cost >= 0 && cost >= best_cost) continue;
+    best = {down, across};
+    best_cost = cost;
+  }
+  return best;
+}
+
+// x[rows][k] as blocks [words / block_k][padded rows][block_k], copied by all threads together.
+template <class T>
+GD_NOINLINE void copy_blocks(const Team& team, const T* x, i64 stride, i64 rows, i64 padded, i64 k, char* to) {
+  const i64 count = x_words<T>(k);
+  const Range mine = team.share(rows);
+  for (i64 begin = 0; begin < count; begin += block_k)
+    for (i64 r = mine.begin; r < mine.end; ++r)
+      copy_words(x + r * stride, k, begin, least(block_k, count - begin), to + (begin * padded + r * block_k) * 4);
+}
+
+// `count` f32 rows of a panel of pairs, from row `begin`.
+GD_NOINLINE inline void unpack_pairs(const char* panel, i64 begin, i64 count, float* to) {
+  panel += begin / 2 * NB * 4;
+  for (i64 i = 0; i < count; i += 2, panel += NB * 4, to += 2 * NB)
+    for (int v = 0; v < V; ++v) {
+      const I word = load_raw<I>(panel + v * W * 4, Full{});
+      store(to + v * W, low_half(word), Full{});
+      store(to + NB + v * W, high_half(word), Full{});
+    }
+}
+
+// c[rows][block_columns] = x times some panels, k block by k block; `unpacked` has room for one block of weights in f32.
+template <class T>
+GD_NOINLINE void many_block(const char* x, i64 padded, Range rows, const T* w, Range group, i64 k, float* unpacked,
+                            float* c) {
+  constexpr bool unpacks = same<T, bf16>::value && !dots<T>;
+  const i64 count = x_words<T>(k);
+  for (i64 begin = 0; begin < count; begin += block_k) {
+    const i64 size = least(block_k, count - begin);
+    const char* block[block_columns / NB];
+    for (i64 p = group.begin; p < group.end; ++p) {
+      const char* panel = reinterpret_cast<const char*>(w) + p * words<T>(k) * NB * 4;
+      float* to = unpacked + (p - group.begin) * block_k * NB;
+      if constexpr (unpacks) unpack_pairs(panel, begin, size, to);
+      block[p - group.begin] = unpacks ? reinterpret_cast<const char*>(to) : panel + begin * NB * 4;
+    }
+    const char* xb = x + begin * padded * 4;
+    for (i64 r0 = rows.begin; r0 < rows.end; r0 += block_rows)
+      for (i64 p = 0; p < group.end - group.begin; ++p)
+        for (i64 r = r0; r < least(r0 + block_rows, rows.end); r += R) {
+          const char* pointers[R];
+          for (int i = 0; i < R; ++i) pointers[i] = xb + (r + i) * block_k * 4;
+          tile_rows<typename Kinds<T>::many>(pointers, int(least(R, rows.end - r)), block[p], size,
+                                             c + (r - rows.begin) * block_columns + p * NB, block_columns, begin > 0);
+        }
+  }
+}
+
+GD_INLINE i64 block_floats(i64 padded) { return padded * block_columns; }
+GD_INLINE i64 own_floats(i64 padded, int nw) { return block_k * block_columns + nw * block_floats(padded); }
+
+template <int NW, class T, class Epi>
+void many(const Team& team, const T* x, i64 stride, const T* const (&w)[NW], i64 rows, i64 n, i64 k, char* scratch,
+          Epi& epi) {
+  constexpr i64 group = block_columns / NB;
+  const i64 most_rows = round_up(least(rows, chunk_rows), R), x_bytes = round_up(most_rows * round_up(k, 2) * 4, 64);
+  float* own = reinterpret_cast<float*>(scratch + x_bytes) + team.id * own_floats(most_rows, NW);
+  float* sums = own + block_k * block_columns;
+  for (i64 row = 0; row < rows; row += chunk_rows) {
+    const i64 here = least(chunk_rows, rows - row), strips = (here + R - 1) / R;
+    team.barrier();
+    copy_blocks(team, x + row * stride, stride, here, most_rows, k, scratch);
+    team.barrier();
+    const Grid grid = choose_grid(strips, panels(n), team.count);
+    const Range down = Team{team.id / grid.across, grid.down, nullptr}.share(strips);
+    const Range across = Team{team.id % grid.across, grid.across, nullptr}.share(panels(n));
+    const Range own_rows = {down.begin * R, least(down.end * R, here)};
+    for (i64 p = across.begin; p < across.end; p += group) {
+      const Range block = {p, least(p + group, across.end)};
+      for (int q = 0; q < NW; ++q)
+        many_block(scratch, most_rows, own_rows, w[q], block, k, own, sums + q * block_floats(most_rows));
+      drain<NW>(sums, block_floats(most_rows), block_columns, row + own_rows.begin, own_rows.end - own_rows.begin,
+                p * NB, least(block.end * NB, n) - p * NB, epi);
+    }
+  }
+}
+
+}  // namespace product
+
+// Bytes of scratch that matmul needs for these sizes, for every element type.
+inline i64 matmul_scratch(i64 rows, i64 n, i64 k, int nw, int threads) {
+  (void)n;
+  const i64 row_bytes = round_up(k, 2) * 4;
+  if (rows <= product::few_rows) return threads * round_up(rows * row_bytes, 64);
+  const i64 padded = round_up(least(rows, product::chunk_rows), R);
+  return round_up(padded * row_bytes, 64) + threads * product::own_floats(padded, nw) * 4;
+}
+
+// For every row and vector of columns: epi(row, column, lanes, sum of x[row] * w[0][column .. ][, the same with w[1]]).
+// All threads call it; it may pass barriers, and other calls may use the scratch only behind a barrier.
+template <int NW, class T, class Epi>
+void matmul(const Team& team, const T* x, i64 x_stride, const T* const (&w)[NW], i64 rows, i64 n, i64 k, char* scratch,
+            Epi epi) {
+  if (rows <= product::few_rows) product::few<NW>(team, x, x_stride, w, rows, n, k, scratch, epi);
+  else product::many<NW>(team, x, x_stride, w, rows, n, k, scratch, epi);
+}
+
+// out[i] = row ids[i] of a table[rows, dim] that was packed as a weight; every id must be below `rows`.
+template <class T>
+GD_NOINLINE void embedding(const Team& team, const int32_t* ids, i64 count, const T* packed, i64 rows, i64 dim,
+                           T* out, i64 out_stride) {
+  (void)rows;
+  constexpr i64 piece = 64;
+  const i64 pieces = (dim + piece - 1) / piece;
+  const Range mine = team.share(count * pieces);
+  for (i64 i = mine.begin; i < mine.end; ++i) {
+    const i64 begin = i % pieces * piece, end = least(begin + piece, dim), to = i / pieces;
+    for (i64 d = begin; d < end; ++d) out[to * out_stride + d] = packed_at(packed, dim, ids[to], d);
+  }
+}
+
+// The same from a row-major table.
+template <class T>
+GD_NOINLINE void embedding_plain(const Team& team, const int32_t* ids, i64 count, const T* table, i64 rows, i64 dim,
+                                 T* out, i64 out_stride) {
+  (void)rows;
+  const Range mine = team.share(count);
+  for (i64 i = mine.begin; i < mine.end; ++i)
+    __builtin_memcpy(out + i * out_stride, table + ids[i] * dim, size_t(dim) * sizeof(T));
+}
+
+}  // namespace gd

@@ -123,7 +123,7 @@ def _embedding(call: Call, scratch: str) -> list[str]:
     name = "embedding" if packed else "embedding_plain"
     _, stride = rows_of(out)
     return [f"{name}(team, {address(ids)}, {_count(ids.shape)}, {address(table)}, "
-            f"{table.shape[1]}, {address(out)}, {stride});"]
+            f"{table.shape[0]}, {table.shape[1]}, {address(out)}, {stride});"]
 
 
 def _batched(call: Call, scratch: str) -> list[str]:

@@ -40,9 +40,11 @@ def _hoisted(node: Node) -> Node:
     assert node.body is not None
     body, operands = node.body, operands_of(node, node.inputs)
     invariant = body.inputs[len(operands.carried):]
-    same = list(_ends(body, _work(body, set(invariant), invariant=True)))
-    own = list(_ends(body, _work(body, set(body.params), invariant=False)))
-    own = [v for v in own if v not in same]
+    once_made = _work(body, set(invariant))
+    _keep_views(body, once_made)
+    same = list(_ends(body, once_made))
+    own_made = {n: None for n in _work(body, set(body.params)) if n not in once_made}
+    own = list(_ends(body, own_made))
     if not same and not own:
         return node
     leaves = {v: Value(v.type, name=f"hoisted.{i}") for i, v in enumerate(same)}
@@ -70,9 +72,8 @@ def _copies(body: Graph, outputs: list[Value], inputs: tuple[Value, ...], turn: 
     return clone(replace(body, outputs=tuple(outputs)), arguments)
 
 
-def _work(graph: Graph, known: set[Value], *, invariant: bool) -> dict[Node, None]:
-    """Nodes that read nothing but `known` leaves, constants and each other. Of work that is
-    invariant, views stay where they are read."""
+def _work(graph: Graph, known: set[Value]) -> dict[Node, None]:
+    """Nodes that read nothing but `known` leaves, constants and each other."""
     found: dict[Node, None] = {}
     for node in graph.nodes:
         fixed = not node.op.aliases and node.op is not constant and node.op is not REPEAT
@@ -80,11 +81,15 @@ def _work(graph: Graph, known: set[Value], *, invariant: bool) -> dict[Node, Non
         if fixed and (reads or not node.inputs) and all(v in known or v.node in found
                                                         for v in reads):
             found[node] = None
-    for node in reversed(list(found)) if invariant else ():
-        outside = any(u not in found for v in node.outputs for u in graph.users.get(v, []))
-        if node.op.kind == "view" and outside:
-            del found[node]
     return found
+
+
+def _keep_views(graph: Graph, work: dict[Node, None]) -> None:
+    """Takes views out of `work` where they are read outside of it: a view costs nothing."""
+    for node in reversed(list(work)):
+        outside = any(u not in work for v in node.outputs for u in graph.users.get(v, []))
+        if node.op.kind == "view" and outside:
+            del work[node]
 
 
 def _ends(graph: Graph, work: dict[Node, None]) -> Iterator[Value]:
@@ -103,7 +108,7 @@ class Fold:
 
     def run(self, graph: Graph, target: Target) -> Result:
         params = set(graph.params)
-        work = {n: None for n in _work(graph, params, invariant=False) if not _is_symbolic(n)}
+        work = {n: None for n in _work(graph, params) if not _is_symbolic(n)}
         work = _closed(work, params)
         recipes: dict[str, Graph] = {}
         new: dict[Value, Value] = {}

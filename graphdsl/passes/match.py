@@ -118,11 +118,11 @@ class Matcher:
     """One search for a pattern; keeps the failure that came deepest."""
 
     inputs_of: Callable[[Node], Sequence[Value]]
-    best: NoMatch | None = None
+    best: NoMatch = field(default_factory=lambda: NoMatch("it takes other operands"))
 
     def fail(self, reason: str, at: Value | None, depth: int) -> None:
         """Notes a failure."""
-        if self.best is None or depth > self.best.depth:
+        if depth > self.best.depth:
             self.best = NoMatch(reason, at, depth)
 
     def matches(self, pattern: Pattern, value: Value, match: Match) -> Iterator[Match]:
@@ -141,8 +141,9 @@ class Matcher:
             return
         application, node = pattern.made_by, value.node
         if node is None or node.op is not application.op or value.index != pattern.index:
-            found = f"made by {node.name}" if node else f"{value.kind or 'input'} {value.name}"
-            self.fail(f"{found}, not made by {application.op.name}", value, len(match.nodes))
+            found = f"made by {node.name}" if node else f"the {value.kind or 'input'} {value.name}"
+            self.fail(f"an operand is {found}, wanted one made by {application.op.name}", value,
+                      len(match.nodes))
             return
         for inner in self._applications(application, node, match):
             yield inner.with_value(pattern, value)
@@ -175,6 +176,8 @@ class Matcher:
                     match = match.with_attr(wanted.name, found)
                     continue
                 wanted = match.bound[wanted.name]
+            if found != wanted and name == "given":
+                return None
             if found != wanted:
                 self.fail(f"{name} of {node.name} is {found}, wanted {wanted}", node.outputs[0],
                           len(match.nodes))

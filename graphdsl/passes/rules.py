@@ -134,7 +134,6 @@ class FusionRule:
                 return self._checked(overlay, pattern, match)
             except NoMatch as failure:
                 matcher.fail(failure.reason, failure.at, len(match.nodes) + 1)
-        assert matcher.best is not None
         raise matcher.best
 
     def _checked(self, overlay: Overlay, pattern: Compiled, match: Match) -> Candidate:

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from graphdsl.build import BuildOptions, build_graph
+from graphdsl.builder import BuildOptions, build_graph
 from graphdsl.errors import GraphError
 from graphdsl.hf.checkpoint import Checkpoint, open_checkpoint
 from graphdsl.hf.fetch import resolve_model

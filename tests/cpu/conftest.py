@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from graphdsl.build import BuildOptions, build_graph
+from graphdsl.builder import BuildOptions, build_graph
 from graphdsl.ir import Graph
 from graphdsl.passes.samples import Samples, samples
 from graphdsl.reference import TOLERANCE, error_of, run

@@ -98,7 +98,7 @@ def _sliced(types: Types, attrs: Attributes) -> tuple[TensorType, ...]:
     axis = _axis(attrs["axis"], shape)
     _sizes((size,), "size")
     rest = add_sizes(shape[axis], scaled(add_sizes(start, size), -1))
-    if not _never_negative(start) or not _never_negative(rest):
+    if not all(map(_never_negative, (start, size, rest))):
         raise GraphError(f"x is {types[0]}: {size} from {start} on may lie outside of "
                          f"{shape[axis]}")
     return (TensorType(_with(shape, axis, size), types[0].dtype),)

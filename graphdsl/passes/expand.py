@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
+from graphdsl.errors import Loc
 from graphdsl.ir import Graph, Node
 from graphdsl.passes.activation import GeluMul, SiluMul
 from graphdsl.passes.base import Fired, Missed, Result, in_bodies
@@ -58,7 +59,11 @@ class _Levels:
     def near_misses(self) -> tuple[Missed, ...]:
         """The misses at places where the same rule did not fire on a later level."""
         fired = {(f.rule, f.loc, f.scope) for f in self.fired}
-        return tuple(m for m in self.missed if (m.rule, m.loc, m.scope) not in fired)
+        first: dict[tuple[str, Loc | None, str], Missed] = {}
+        for miss in self.missed:
+            if (miss.rule, miss.loc, miss.scope) not in fired:
+                first.setdefault((miss.rule, miss.loc, miss.reason), miss)
+        return tuple(first.values())
 
 
 @dataclass(frozen=True)

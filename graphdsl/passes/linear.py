@@ -37,13 +37,15 @@ class MergeLinears(GroupRule):
         return (self.op,)
 
     def members(self, overlay: Overlay, node: Node) -> list[Node]:
-        x, *weights = overlay.inputs(node)
-        for weight in weights:
+        x = overlay.inputs(node)[0]
+        siblings = [u for u in overlay.users(x) if u and self._is_like(overlay, u, node)]
+        if len(siblings) < 2:
+            raise NoMatch("no other linear reads this x", node.outputs[0])
+        for weight in overlay.inputs(node)[1:]:
             if not weight.is_param:
-                raise NoMatch(f"the weight {weight.name or weight.type} is not a Param", weight, 2)
-        alike = [u for u in overlay.users(x) if u and self._is_like(overlay, u, node)]
-        if len(alike) < 2:
-            raise NoMatch("no other linear with Params reads this x", node.outputs[0])
+                name = weight.name or str(weight.type)
+                raise NoMatch(f"the weight {name} is not a Param", weight, 2)
+        alike = [u for u in siblings if all(v.is_param for v in overlay.inputs(u)[1:])]
         cones = {n: _followers(overlay, n) for n in alike}
         kept = [n for n in alike if self.meeting < 2 or not any(
             cones[n] & cones[other] for other in alike if other is not n)]
@@ -56,8 +58,8 @@ class MergeLinears(GroupRule):
 
     def _is_like(self, overlay: Overlay, node: Node, root: Node) -> bool:
         operands, wanted = overlay.inputs(node), overlay.inputs(root)
-        return (node.op is self.op and operands[0] is wanted[0] and len(operands) == len(wanted)
-                and all(v.is_param for v in operands[1:]))
+        return (node.op is self.op and operands[0] is wanted[0]
+                and len(operands) == len(wanted))
 
     def after(self, operands: Sequence[Sequence[Value]]) -> Sequence[Value]:
         x, sizes = operands[0][0], tuple(o[1].shape[0] for o in operands)

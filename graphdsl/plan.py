@@ -9,7 +9,7 @@ Calls that do not depend on each other share a tick, and a barrier stands betwee
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from graphdsl.expr import Poly, dense_strides, product
@@ -17,7 +17,7 @@ from graphdsl.ir import DTYPES, Dim, Graph, Node, Size, Value, terms, upper_boun
 from graphdsl.op import Op
 from graphdsl.packing import PackedInputs, packed_params, separate_plain_uses
 from graphdsl.passes.repeat import Operands, operands_of
-from graphdsl.views import Ref, leaf_ref, view
+from graphdsl.views import Ref, leaf_ref, reshaped_strides, view
 
 IN_PLACE = ("concat",)
 NEVER = 1 << 60
@@ -199,7 +199,7 @@ class _BodyPlanner:
         return leaf_ref(base, value.type)
 
     def _want(self, value: Value, ref: Ref) -> None:
-        """`value` is to be written to `ref` by whoever makes it, through dense reshapes too."""
+        """`value` is to be written to `ref` by whoever makes it, through reshapes too."""
         node = value.node
         if node is None or value in self.wanted or node.op.aliases:
             return
@@ -207,10 +207,9 @@ class _BodyPlanner:
             return
         if node.op.kind == "view":
             source = node.inputs[0]
-            if node.name == "reshape" and ref.is_dense and self.graph.users[source] == [node]:
-                self._want(source, Ref(ref.base, ref.dtype, source.shape,
-                                       dense_strides(source.shape), ref.offset, ref.buffer))
-            return
+            strides = reshaped_strides(ref, source.shape) if node.name == "reshape" else None
+            if strides is not None and self.graph.users[source] == [node]:
+                self._want(source, replace(ref, shape=source.shape, strides=strides))
         self.wanted[value] = ref
 
     def _scatter(self, node: Node) -> None:
@@ -248,10 +247,21 @@ class _BodyPlanner:
         source = self.refs[node.inputs[0]]
         seen = view(node, source)
         if seen is None:
-            dense = self._dense_copy(source, node.inputs[0])
-            seen = view(node, dense)
-            assert seen is not None, node
+            seen = (self._reshaped_copy(node, source),)
         self.refs.update(zip(node.outputs, seen, strict=True))
+
+    def _reshaped_copy(self, node: Node, source: Ref) -> Ref:
+        """A reshape that no strides express: copied to where its value is wanted, if there the
+        shape of the source is a view."""
+        target = self.wanted.get(node.outputs[0])
+        strides = reshaped_strides(target, source.shape) if target else None
+        if target is not None and strides is not None:
+            self._copy(source, replace(target, shape=source.shape, strides=strides),
+                       node.outputs[0])
+            return target
+        seen = view(node, self._dense_copy(source, node.inputs[0]))
+        assert seen is not None, node
+        return seen[0]
 
     def _gather_pieces(self, node: Node) -> None:
         """What a concat's producers could not write in place is copied."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from graphdsl.ir import Value
-from graphdsl.layer import Model, Param
+from graphdsl import Model, Param, Value
 from graphdsl.models.llama import Config, LlamaLayer
 from graphdsl.ops import cast, embedding, linear, rms_norm, rope_angles, take_rows
 

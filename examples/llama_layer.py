@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from graphdsl.ir import Value
-from graphdsl.layer import KVCache, Layer, Param
+from graphdsl import KVCache, Layer, Param, Value
 from graphdsl.ops import (
     attention,
     linear,

@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from graphdsl.ir import Value
-from graphdsl.layer import Layer, Param
-from graphdsl.op import operation
+from graphdsl import Layer, Param, Value, operation
 from graphdsl.ops import cast, relu, softmax
 
 if TYPE_CHECKING:

@@ -25,10 +25,11 @@ SCALINGS = {None: {"rope_type": "default"},
 
 
 def drawn_settings(seed: int) -> LlamaSettings:
-    """A small model (transformers wants a hidden size that the heads divide): every kind of head sharing, head tying and rope scaling comes up."""
+    """A small model: every kind of head sharing, head tying and rope scaling comes up."""
     dice = random.Random(seed)
     kv_heads = dice.choice([1, 2, 3])
     heads = kv_heads * dice.choice([1, 2, 3])
+    # transformers refuses a hidden size that is not a multiple of the heads.
     return LlamaSettings(
         vocab=dice.randint(20, 70), hidden=heads * dice.randint(3, 9),
         layers=dice.randint(1, 3), heads=heads, kv_heads=kv_heads,

@@ -3,6 +3,9 @@
 The schema is `(Tensor x, ..., Tensor[] weights, Tensor(a!)[] state) -> Tensor`. State is changed in
 place and never returned, for functionalisation refuses outputs that alias inputs; weights are
 arguments, so that an exported program keeps them.
+
+A process that loads an exported program has to know the operator before:
+`torch_op(graphdsl.load(folder))` with the folder of the same build, then `torch.export.load`.
 """
 
 from __future__ import annotations
@@ -13,9 +16,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from graphdsl.errors import GraphError
-from graphdsl.lazy import torch, torch_dtype
+from graphdsl.lazy import torch
 from graphdsl.manifest import manifest_text
-from graphdsl.runtime.operator import Operator, physical_sizes
+from graphdsl.runtime.operator import Operator
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,25 +32,32 @@ def torch_op(operator: Operator) -> Callable[..., Any]:
 
     Its name carries a hash of the build, so that nothing that torch caches for another build of
     the same layer is ever used. Call it with the inputs, then `operator.weights`, then the list of
-    state tensors (left out where the layer has none).
+    state tensors in the manifest's order (left out where the layer has none). It gives one tensor,
+    or a tuple where the layer has several results. Errors are those of the operator; an input that
+    requires grad is refused in grad mode.
     """
     name = torch_name(operator)
     if name not in _REGISTERED:
         _REGISTERED[name] = _define(operator, name)
-    found: Callable[..., Any] = getattr(torch.ops.graphdsl, name)
+    return _registered(name)
+
+
+def _registered(name: str) -> Callable[..., Any]:
+    found: Callable[..., Any] = getattr(torch.ops.graphdsl, name).default
     return found
 
 
 def torch_name(operator: Operator) -> str:
-    """`llamalayer_1a2b3c4d`."""
-    text = manifest_text(operator.manifest) + (operator.path / "library.sha256").read_text()
+    """`llamalayer_1a2b3c4d`: the layer's name and a hash of everything that was built."""
+    text = manifest_text(operator.manifest) + operator.checksum
     plain = re.sub(r"\W", "_", operator.name).lower()
     return f"{plain}_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def _define(operator: Operator, name: str) -> Any:
-    library = torch.library.Library("graphdsl", "FRAGMENT")
-    library.define(f"{name}{schema(operator)}")
+    library: Any = torch.library.Library("graphdsl", "FRAGMENT")  # type: ignore[no-untyped-call]
+    library.define(f"{name}{schema(operator)}",
+                   tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides))
     library.impl(name, _implementation(operator), "CPU")
     library.impl(name, _refuse_grad(operator, name), "AutogradCPU")
     torch.library.register_fake(f"graphdsl::{name}", _fake(operator), lib=library)
@@ -56,20 +66,25 @@ def _define(operator: Operator, name: str) -> Any:
 
 def schema(operator: Operator) -> str:
     """The arguments and results of the torch operator."""
-    manifest = operator.manifest
-    arguments = [f"Tensor {port['name']}" for port in manifest["inputs"]]
+    arguments = [f"Tensor {name}" for name in _argument_names(operator)]
     arguments.append("Tensor[] weights")
-    if manifest["state"]:
+    if operator.state:
         arguments.append("Tensor(a!)[] state")
-    results = ", ".join("Tensor" for _ in manifest["outputs"])
-    results = results if len(manifest["outputs"]) == 1 else f"({results})"
+    results = ", ".join("Tensor" for _ in operator.outputs)
+    results = results if len(operator.outputs) == 1 else f"({results})"
     return f"({', '.join(arguments)}) -> {results}"
+
+
+def _argument_names(operator: Operator) -> list[str]:
+    """The inputs' names, told apart from the two that the schema itself needs."""
+    return [f"{p.name}_" if p.name in ("weights", "state", "self") else p.name
+            for p in operator.inputs]
 
 
 def _split(operator: Operator,
            arguments: Sequence[Any]) -> tuple[Sequence[Tensor], list[Tensor], list[Tensor]]:
-    count = len(operator.manifest["inputs"])
-    state = arguments[count + 1] if operator.manifest["state"] else []
+    count = len(operator.inputs)
+    state = arguments[count + 1] if operator.state else []
     return arguments[:count], arguments[count], state
 
 
@@ -89,28 +104,23 @@ def _refuse_grad(operator: Operator, name: str) -> Callable[..., Any]:
                              "no backward",
                              hint="call it under torch.no_grad() or torch.inference_mode()")
         with torch._C._AutoDispatchBelowAutograd():
-            return getattr(torch.ops.graphdsl, name)(*arguments)
+            return _registered(name)(*arguments)
     return run
 
 
 def _fake(operator: Operator) -> Callable[..., Any]:
     """Shapes alone, symbolic ones too."""
-    ports = operator.manifest["inputs"] + operator.manifest["state"]
+    ports = operator.inputs + operator.state
 
     def run(*arguments: Any) -> Any:
         inputs, _, state = _split(operator, arguments)
         dims: dict[str, Any] = {}
         for tensor, port in zip((*inputs, *state), ports, strict=True):
-            for size, found in zip(physical_sizes(port), tensor.shape, strict=True):
-                if not isinstance(size, int) and list(size["dims"].values()) == [1]:
-                    dims.setdefault(next(iter(size["dims"])), found - size["const"])
-        results = [_empty(inputs[0], output, dims) for output in operator.manifest["outputs"]]
+            port.bind(f"{operator.name}: {port.name}", tensor.shape, dims)
+        results = [inputs[0].new_empty(output.sizes(dims), dtype=output.dtype)
+                   for output in operator.outputs]
         return results[0] if len(results) == 1 else tuple(results)
     return run
 
 
-def _empty(like: Tensor, output: dict[str, Any], dims: dict[str, Any]) -> Tensor:
-    shape = [s if isinstance(s, int) else
-             sum((k * dims[n] for n, k in s["dims"].items()), s["const"])
-             for s in output["shape"]]
-    return like.new_empty(shape, dtype=torch_dtype(output["dtype"]))
+__all__ = ["schema", "torch_name", "torch_op"]

@@ -8,6 +8,8 @@
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "abi.h"
@@ -67,35 +69,72 @@ class Library {
 
 void* pointer(std::uintptr_t address) { return reinterpret_cast<void*>(address); }
 
+// Numbers of input `port` that kernels index with: `count` of them, in [low, high).
+struct Range {
+  std::size_t port;
+  std::int64_t count, low, high;
+};
+using RangeTuple = std::tuple<std::size_t, std::int64_t, std::int64_t, std::int64_t>;
+
+// The pointer table holds `given` inputs and states, then params, then results.
 class Plan {
  public:
-  Plan(std::shared_ptr<Library> library, const std::vector<std::uintptr_t>& addresses,
-       const std::vector<std::int64_t>& dims, int threads, std::uintptr_t workspace)
-      : library_(std::move(library)), count_(addresses.size()) {
-    std::vector<void*> table;
-    for (const auto address : addresses) table.push_back(pointer(address));
-    library_->check(library_->plan_create(table.data(), dims.data(), threads, pointer(workspace),
-                                          &plan_));
+  Plan(std::shared_ptr<Library> library, const std::vector<std::int64_t>& dims, int threads,
+       std::uintptr_t workspace, std::size_t given, std::size_t params, std::size_t results,
+       const std::vector<RangeTuple>& ranges)
+      : library_(std::move(library)), given_(given), params_(params), results_(results) {
+    for (const auto& [port, count, low, high] : ranges) {
+      if (port >= given) throw std::out_of_range("no such input in the plan");
+      ranges_.push_back({port, count, low, high});
+    }
+    const std::vector<void*> table(given + params + results + 1);
+    library_->check(
+        library_->plan_create(table.data(), dims.data(), threads, pointer(workspace), &plan_));
   }
   ~Plan() { library_->plan_destroy(plan_); }
   Plan(const Plan&) = delete;
   Plan& operator=(const Plan&) = delete;
 
-  void rebind(std::size_t index, std::uintptr_t address) {
-    if (index >= count_) throw std::out_of_range("no such pointer in the plan");
-    library_->check(library_->plan_rebind(plan_, static_cast<int>(index), pointer(address)));
+  void bind(const std::vector<std::uintptr_t>& params) {
+    if (params.size() != params_) throw std::invalid_argument("another number of params");
+    for (std::size_t i = 0; i < params_; ++i) rebind(given_ + i, params[i]);
+    bound_ = true;
   }
 
-  // Rebinds table[first...] to `addresses`, then runs; the caller's other threads go on meanwhile.
-  void step(const std::vector<std::pair<std::size_t, std::uintptr_t>>& bindings) {
-    for (const auto& [index, address] : bindings) rebind(index, address);
+  // Runs on these inputs, states and results; false, and nothing done, where an index is out of
+  // range. The caller's other threads go on meanwhile.
+  bool step(const std::vector<std::uintptr_t>& addresses) {
+    if (addresses.size() != given_ + results_) {
+      throw std::invalid_argument("another number of tensors");
+    }
+    if (!bound_ && params_ > 0) throw std::logic_error("the plan has no params yet");
     const py::gil_scoped_release release;
+    for (const Range& range : ranges_) {
+      if (!in_range(range, reinterpret_cast<const std::int32_t*>(addresses[range.port]))) {
+        return false;
+      }
+    }
+    for (std::size_t i = 0; i < given_; ++i) rebind(i, addresses[i]);
+    for (std::size_t i = given_; i < addresses.size(); ++i) rebind(params_ + i, addresses[i]);
     library_->check(library_->step(plan_, nullptr));
+    return true;
   }
 
  private:
+  static bool in_range(const Range& range, const std::int32_t* numbers) {
+    for (std::int64_t i = 0; i < range.count; ++i) {
+      if (numbers[i] < range.low || numbers[i] >= range.high) return false;
+    }
+    return true;
+  }
+  void rebind(std::size_t index, std::uintptr_t address) {
+    library_->check(library_->plan_rebind(plan_, static_cast<int>(index), pointer(address)));
+  }
+
   std::shared_ptr<Library> library_;
-  std::size_t count_;
+  std::size_t given_, params_, results_;
+  std::vector<Range> ranges_;
+  bool bound_ = false;
   gdsl_plan* plan_ = nullptr;
 };
 
@@ -120,8 +159,9 @@ PYBIND11_MODULE(_native, m) {
         l.check(l.pack(param, pointer(source), pointer(target)));
       });
   py::class_<Plan>(m, "Plan")
-      .def(py::init<std::shared_ptr<Library>, const std::vector<std::uintptr_t>&,
-                    const std::vector<std::int64_t>&, int, std::uintptr_t>())
-      .def("rebind", &Plan::rebind)
+      .def(py::init<std::shared_ptr<Library>, const std::vector<std::int64_t>&, int,
+                    std::uintptr_t, std::size_t, std::size_t, std::size_t,
+                    const std::vector<RangeTuple>&>())
+      .def("bind", &Plan::bind)
       .def("step", &Plan::step);
 }

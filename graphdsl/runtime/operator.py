@@ -1,36 +1,38 @@
 """A built library as a torch operator: checks against the manifest, then one native call.
 
-An Operator may be called from several threads at once: every thread has workspaces of its own. A
-State belongs to one caller at a time. After a fork, the child runs on one thread, for the parent's
-OpenMP threads do not exist there; start workers with `spawn` to have more.
+An Operator may be called from several threads at once: every thread has plans and a workspace of
+its own. A State belongs to one caller at a time, and `bind` to none while others call. Threads
+follow `torch.set_num_threads`. After a fork the child runs on one thread, for the parent's OpenMP
+threads do not exist there; start workers with `spawn`, to which an Operator can be sent, for more.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graphdsl.backend import find_backend
-from graphdsl.build import LIBRARY, MANIFEST, is_whole
 from graphdsl.errors import GraphError
-from graphdsl.ir import FLOATS, Layout
-from graphdsl.lazy import torch, torch_dtype
-from graphdsl.manifest import FORMAT, Json
-from graphdsl.recipes import recipe_inputs, run_recipe
+from graphdsl.lazy import torch
+from graphdsl.manifest import Json
+from graphdsl.runtime.folder import library_checksum, library_path, open_library, read_manifest
+from graphdsl.runtime.ports import Port, listed
+from graphdsl.runtime.weights import Checked, WeightFormat
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from graphdsl.runtime._native import Library, Plan
+    from graphdsl.runtime._native import Plan
 
 PLANS_A_THREAD = 8
-"""Plans (with their workspaces) that a thread keeps; the one unused longest goes first."""
+"""Plans that a thread keeps; the one unused longest goes first. They share one workspace."""
+
+_PROCESS = os.getpid()
+"""Where this module was loaded: in any other process OpenMP's threads were lost in a fork."""
 
 State = dict[str, "Tensor"]
 """KV caches by name, in the physical axis order of the manifest; changed in place by a call."""
@@ -38,16 +40,21 @@ State = dict[str, "Tensor"]
 
 @dataclass
 class _Bound:
-    """A plan, its workspace, and the addresses of the weights it was made for."""
+    """A plan, and what was checked when it was made: a call with the same shapes skips that."""
 
     plan: Plan
-    workspace: Tensor
-    weights: tuple[int, ...]
+    shapes: list[torch.Size]
+    dtypes: list[torch.dtype]
+    outputs: list[tuple[list[int], torch.dtype]]
+    weights: Checked | None = None
 
 
-@dataclass
 class _ThreadPlans(threading.local):
-    plans: OrderedDict[tuple[Any, ...], _Bound] = field(default_factory=OrderedDict)
+    """Plans by threads and dims, on one workspace that grows."""
+
+    def __init__(self) -> None:
+        self.plans: OrderedDict[tuple[int, ...], _Bound] = OrderedDict()
+        self.workspace: Tensor | None = None
 
 
 class Operator:
@@ -57,80 +64,64 @@ class Operator:
         self.path = path
         self.manifest = read_manifest(path)
         self.name = str(self.manifest["name"])
-        self._library = _open(path, self.manifest)
+        self.checksum = library_checksum(path)
+        self.library = library_path(path, self.checksum)
+        self._native = open_library(path, self.library, self.manifest)
+        self.inputs = [Port.read(p) for p in self.manifest["inputs"]]
+        self.state = [Port.read(p) for p in self.manifest["state"]]
+        self.outputs = [Port.read(p) for p in self.manifest["outputs"]]
+        self._state_names = [p.name for p in self.state]
         self._dims = [d["name"] for d in self.manifest["dims"]]
-        self._weights: list[Tensor] | None = None
+        self._sources = _dim_sources(self._dims, self.inputs + self.state)
+        self._format = WeightFormat(self.name, self.manifest, self._native)
+        self._weights: tuple[list[Tensor], Checked] | None = None
+        self._given: Checked | None = None
         self._plans = _ThreadPlans()
-        self._owner = os.getpid()
 
     def __repr__(self) -> str:
         return f"Operator({self.name!r}, backend={self.manifest['backend']!r})"
 
-    def bind(self, state_dict: Mapping[str, Tensor]) -> Operator:
-        """Takes the weights: folds, converts and packs them once.
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copied and pickled as the folder of its build and its packed weights."""
+        return _reopened, (self.path.resolve(), self._weights and self._weights[0])
 
-        Raises GraphError for a weight that is missing, unknown, or of another shape.
+    def bind(self, state_dict: Mapping[str, Tensor]) -> Operator:
+        """Takes the weights: folds, converts and packs copies of them.
+
+        Raises GraphError for a weight that is missing, unknown, or of another shape or kind.
         """
-        self._weights = self.pack_weights(state_dict)
-        self._plans = _ThreadPlans()
+        return self.bind_packed(self.pack_weights(state_dict))
+
+    def bind_packed(self, weights: list[Tensor]) -> Operator:
+        """Takes weights that `pack_weights` made, as they are. Raises GraphError for others."""
+        self._weights = weights, self._format.check(weights)
         return self
+
+    def pack_weights(self, state_dict: Mapping[str, Tensor]) -> list[Tensor]:
+        """The params of the library, in its order and format. Raises GraphError as `bind` does."""
+        return self._format.pack(state_dict)
 
     @property
     def weights(self) -> list[Tensor]:
         """The packed weights, as `torch.ops.graphdsl.<name>` takes them."""
-        if self._weights is None:
+        return list(self._bound_weights()[0])
+
+    def _bound_weights(self) -> tuple[list[Tensor], Checked]:
+        if self._weights is None and self.manifest["weights"]:
             raise GraphError(f"{self.name}: no weights are bound",
                              hint="call operator.bind(state_dict) first")
+        if self._weights is None:
+            self.bind({})
+        assert self._weights is not None
         return self._weights
 
-    def pack_weights(self, state_dict: Mapping[str, Tensor]) -> list[Tensor]:
-        """The params of the library, in its order and format."""
-        self._check_weights(state_dict)
-        declared = {w["name"]: w for w in self.manifest["weights"]}
-        packed = []
-        for index, param in enumerate(self.manifest["params"]):
-            dtype = torch_dtype(param["dtype"])
-            if "recipe" in param:
-                read = {n: state_dict[n].to(torch_dtype(declared[n]["dtype"]))
-                        for n in sorted(recipe_inputs(param["recipe"]))}
-                tensor = run_recipe(param["recipe"], read)
-            else:
-                tensor = state_dict[param["name"]]
-            tensor = tensor.detach().to(dtype).contiguous()
-            packed.append(self._packed(index, tensor) if param["packed"] else tensor)
-        return packed
-
-    def _packed(self, index: int, tensor: Tensor) -> Tensor:
-        target = torch.empty(self._library.packed_bytes(index), dtype=torch.uint8)
-        self._library.pack(index, tensor.data_ptr(), target.data_ptr())
-        return target
-
-    def _check_weights(self, state_dict: Mapping[str, Tensor]) -> None:
-        declared = {w["name"]: w for w in self.manifest["weights"]}
-        missing = sorted(declared.keys() - state_dict.keys())
-        extra = sorted(state_dict.keys() - declared.keys())
-        if missing or extra:
-            what = f"weight {missing[0]} is missing" if missing else f"no weight {extra[0]} is known"
-            more = max(len(missing), len(extra)) - 1
-            raise GraphError(f"{self.name}: {what}" + (f", and {more} more" if more else ""),
-                             hint=f"weights: {_listed(declared)}")
-        for name, weight in declared.items():
-            found = state_dict[name]
-            if list(found.shape) != weight["shape"]:
-                raise GraphError(f"{self.name}: weight {name} is {list(found.shape)}, wanted "
-                                 f"{weight['shape']}")
-            if weight["dtype"] in FLOATS and not found.is_floating_point():
-                raise GraphError(f"{self.name}: weight {name} is {found.dtype}, wanted a floating "
-                                 "dtype", hint="quantised weights are not read here")
-
     def new_state(self, batch: int, slots: int) -> State:
-        """Empty KV caches for `batch` sequences of up to `slots` tokens."""
-        if batch < 1 or slots < 1:
-            raise GraphError(f"{self.name}: a state of batch {batch} and {slots} slots",
-                             hint="both are at least 1")
+        """Empty KV caches for `batch` sequences of up to `slots` tokens. Raises GraphError for
+        numbers that the layer does not take."""
         dims = {"batch": batch, "slots": slots}
-        return {s["name"]: torch.zeros(_physical(s, dims), dtype=torch_dtype(s["dtype"]))
-                for s in self.manifest["state"]}
+        if self.state:
+            self._check_dims(dims, [d for d in self.manifest["dims"] if d["name"] in dims])
+        return {p.name: torch.zeros(p.sizes(dims), dtype=p.dtype) for p in self.state}
 
     def __call__(self, *inputs: Tensor, state: State | None = None) -> Any:
         """The results, one tensor or a tuple; `state` is changed in place.
@@ -138,116 +129,148 @@ class Operator:
         Raises GraphError, before native code runs, for a tensor of another rank, size, dtype or
         device, or with a gap between its rows, and for ids, positions or rows out of range.
         """
-        tensors = list((state or {}).values())
-        names = [s["name"] for s in self.manifest["state"]]
-        if list(state or {}) != names:
-            raise GraphError(f"{self.name}: state has {_listed(state or {})}, wanted "
-                             f"{_listed(names)}", hint="operator.new_state(batch, slots) makes it")
-        results = self.run(inputs, self.weights, tensors)
+        results = self._run(inputs, self._tensors(state or {}), self._bound_weights()[1])
         return results[0] if len(results) == 1 else tuple(results)
+
+    def _tensors(self, state: State) -> list[Tensor]:
+        names = self._state_names
+        if len(state) != len(names) or not all(name in state for name in names):
+            raise GraphError(f"{self.name}: state has {listed(state)}, wanted {listed(names)}",
+                             hint="operator.new_state(batch, slots) makes it")
+        return [state[name] for name in names]
 
     def run(self, inputs: Sequence[Tensor], weights: Sequence[Tensor],
             state: Sequence[Tensor]) -> list[Tensor]:
-        """The results for tensors in the manifest's order; weights as `pack_weights` made them."""
-        dims = self.check(inputs, state)
-        outputs = [torch.empty([_size(s, dims) for s in o["shape"]], dtype=torch_dtype(o["dtype"]))
-                   for o in self.manifest["outputs"]]
-        bound = self._plan(dims, weights, inputs, state, outputs)
-        at = len(inputs) + len(state)
-        bindings = [(i, t.data_ptr()) for i, t in enumerate((*inputs, *state))]
-        addresses = tuple(t.data_ptr() for t in weights)
-        if addresses != bound.weights:
-            bindings += [(at + i, a) for i, a in enumerate(addresses)]
-            bound.weights = addresses
-        at += len(weights)
-        bindings += [(at + i, t.data_ptr()) for i, t in enumerate(outputs)]
-        bound.plan.step(bindings)
+        """The results for tensors in the manifest's order; weights as `pack_weights` made them.
+        Raises GraphError as a call does."""
+        given = self._given
+        if given is None or not given.same(weights):
+            given = self._given = self._format.check(weights)
+        return self._run(inputs, state, given)
+
+    def _run(self, inputs: Sequence[Tensor], state: Sequence[Tensor],
+             weights: Checked) -> list[Tensor]:
+        tensors = [*inputs, *state]
+        bound = self._known(tensors) or self._new_plan(inputs, state)
+        outputs = [torch.empty(size, dtype=dtype) for size, dtype in bound.outputs]
+        if bound.weights is not weights:
+            bound.plan.bind(weights.addresses)
+            bound.weights = weights
+        addresses = [t.data_ptr() for t in tensors] + [t.data_ptr() for t in outputs]
+        if not bound.plan.step(addresses):
+            self._refuse_range(inputs, state)
         return outputs
+
+    def _known(self, tensors: Sequence[Tensor]) -> _Bound | None:
+        """The plan of a call like an earlier one; nothing where anything is not as it was then.
+
+        This is `check` for the tensors of every call after the first, without its messages.
+        """
+        try:
+            shapes = [t.shape for t in tensors]
+            key = self._key(shapes)
+        except (AttributeError, IndexError):
+            return None
+        bound = self._plans.plans.get(key)
+        if bound is None or shapes != bound.shapes:
+            return None
+        for tensor, dtype in zip(tensors, bound.dtypes, strict=True):
+            if not (tensor.dtype is dtype and tensor.is_cpu and tensor.layout is torch.strided
+                    and tensor.is_contiguous()):
+                return None
+        if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+            return None
+        self._plans.plans.move_to_end(key)
+        return bound
+
+    def _key(self, shapes: Sequence[torch.Size]) -> tuple[int, ...]:
+        sizes = [shapes[port][axis] for port, axis in self._sources]
+        return (torch.get_num_threads() if os.getpid() == _PROCESS else 1, *sizes)
 
     def check(self, inputs: Sequence[Tensor], state: Sequence[Tensor]) -> dict[str, int]:
         """The dims that these tensors bind. Raises GraphError where they do not fit."""
-        wanted = self.manifest["inputs"]
-        if len(inputs) != len(wanted):
-            raise GraphError(f"{self.name}: {len(inputs)} inputs given, {len(wanted)} wanted",
-                             hint=f"inputs: {_listed(w['name'] for w in wanted)}")
+        for what, given, wanted in (("inputs", inputs, self.inputs),
+                                    ("state tensors", state, self.state)):
+            if len(given) != len(wanted):
+                raise GraphError(f"{self.name}: {len(given)} {what} given, {len(wanted)} wanted",
+                                 hint=f"{what}: {listed(p.name for p in wanted)}")
         dims: dict[str, int] = {}
-        for tensor, port in zip(inputs, wanted, strict=True):
-            self._check_tensor(tensor, port, port["shape"], dims)
-        for tensor, port in zip(state, self.manifest["state"], strict=True):
-            self._check_tensor(tensor, port, physical_sizes(port), dims)
-        for dim in self.manifest["dims"]:
+        for tensor, port in zip((*inputs, *state), self.inputs + self.state, strict=True):
+            port.check(self.name, tensor, dims)
+        self._check_dims(dims, self.manifest["dims"])
+        return dims
+
+    def _check_dims(self, dims: dict[str, int], bounds: Sequence[Json]) -> None:
+        for dim in bounds:
             name, found = dim["name"], dims.setdefault(dim["name"], dim["lo"])
             if not dim["lo"] <= found <= dim["hi"]:
                 raise GraphError(f"{self.name}: {name} is {found}, wanted {dim['lo']} to "
                                  f"{dim['hi']}")
-        for tensor, port in zip(inputs, wanted, strict=True):
-            if "range" in port:
-                self._check_range(tensor, port, dims)
-        return dims
 
-    def _check_tensor(self, tensor: Tensor, port: Json, shape: Sequence[Any],
-                      dims: dict[str, int]) -> None:
-        label = f"{self.name}: {port['name']}"
-        if tensor.device.type != "cpu":
-            raise GraphError(f"{label} is on {tensor.device}, wanted the CPU",
-                             hint=f"{port['name']}.cpu()")
-        if tensor.dtype != torch_dtype(port["dtype"]):
-            raise GraphError(f"{label} is {tensor.dtype}, wanted {torch_dtype(port['dtype'])}")
-        if tensor.requires_grad and torch.is_grad_enabled():
-            raise GraphError(f"{label} requires grad, and a built operator has no backward",
-                             hint="call it under torch.no_grad() or torch.inference_mode()")
-        if tensor.dim() != len(shape):
-            raise GraphError(f"{label} has {tensor.dim()} dims {list(tensor.shape)}, wanted "
-                             f"{_shape_text(shape)}")
-        for size, found in zip(shape, tensor.shape, strict=True):
-            if isinstance(size, int):
-                expected = size
-            elif list(size["dims"].values()) == [1] and size["const"] == 0:
-                expected = dims.setdefault(next(iter(size["dims"])), found)
-            else:
-                expected = _size(size, dims)
-            if found != expected:
-                raise GraphError(f"{label} is {list(tensor.shape)}, wanted {_shape_text(shape)}: "
-                                 f"{_size_text(size)} is {found}, but it has to be {expected}")
-        if not tensor.is_contiguous():
-            raise GraphError(f"{label} is not contiguous", hint=f"{port['name']}.contiguous()")
+    def _refuse_range(self, inputs: Sequence[Tensor], state: Sequence[Tensor]) -> None:
+        """Says which index is out of range; native code found one and did nothing."""
+        dims = self.check(inputs, state)
+        for tensor, port in zip(inputs, self.inputs, strict=True):
+            port.check_range(self.name, tensor, dims)
+        raise GraphError(f"{self.name}: an input was changed by another thread during the call")
 
-    def _check_range(self, tensor: Tensor, port: Json, dims: Mapping[str, int]) -> None:
-        if tensor.numel() == 0:
-            return
-        low, high = (_size(s, dims) for s in port["range"])
-        least, most = (int(x) for x in torch.aminmax(tensor))
-        if least < low or most >= high:
-            found = least if least < low else most
-            raise GraphError(f"{self.name}: {port['name']} holds {found}, wanted {low} to "
-                             f"{high - 1}", hint=_range_hint(port))
-
-    def _plan(self, dims: Mapping[str, int], weights: Sequence[Tensor], inputs: Sequence[Tensor],
-              state: Sequence[Tensor], outputs: Sequence[Tensor]) -> _Bound:
-        threads = torch.get_num_threads() if os.getpid() == self._owner else 1
-        key = (threads, *(dims[name] for name in self._dims))
-        plans = self._plans.plans
-        if key in plans:
-            plans.move_to_end(key)
-            return plans[key]
+    def _new_plan(self, inputs: Sequence[Tensor], state: Sequence[Tensor]) -> _Bound:
         from graphdsl.runtime._native import Plan
 
-        sizes = [dims[name] for name in self._dims]
-        workspace = torch.empty(self._library.workspace_bytes(sizes, threads) + 64,
-                                dtype=torch.uint8)
-        addresses = [t.data_ptr() for t in (*inputs, *state, *weights, *outputs)]
-        plan = Plan(self._library, addresses, sizes, threads, -(-workspace.data_ptr() // 64) * 64)
-        plans[key] = _Bound(plan, workspace, tuple(t.data_ptr() for t in weights))
+        dims = self.check(inputs, state)
+        shapes = [t.shape for t in (*inputs, *state)]
+        key = self._key(shapes)
+        workspace = self._workspace(dims, key[0])
+        ranges = [(i, inputs[i].numel(), int(port.range[0].value(dims)),
+                   int(port.range[1].value(dims)))
+                  for i, port in enumerate(self.inputs) if port.range]
+        plan = Plan(self._native, [dims[name] for name in self._dims], key[0],
+                    -(-workspace.data_ptr() // 64) * 64, len(shapes),
+                    len(self.manifest["params"]), len(self.outputs), ranges)
+        bound = _Bound(plan, shapes, [p.dtype for p in (*self.inputs, *self.state)],
+                       [(p.sizes(dims), p.dtype) for p in self.outputs])
+        plans = self._plans.plans
+        plans[key] = bound
         if len(plans) > PLANS_A_THREAD:
             plans.popitem(last=False)
-        return plans[key]
+        return bound
+
+    def _workspace(self, dims: Mapping[str, int], threads: int) -> Tensor:
+        """This thread's workspace, made larger where it has to be: plans on the old one go."""
+        own = self._plans
+        size = self._native.workspace_bytes([dims[name] for name in self._dims], threads) + 64
+        if own.workspace is None or own.workspace.numel() < size:
+            own.plans.clear()
+            own.workspace = None
+            try:
+                own.workspace = torch.empty(size, dtype=torch.uint8)
+            except RuntimeError:
+                what = ", ".join(f"{name} {value}" for name, value in dims.items())
+                raise GraphError(f"{self.name}: no memory for a workspace of {size} bytes "
+                                 f"({what})", hint="give fewer tokens at a time") from None
+        return own.workspace
 
     def workspace(self, **dims: int) -> tuple[int, int]:
         """Bytes of workspace for these dims, and the lower bound of any placement."""
         sizes = [dims[name] for name in self._dims]
         threads = torch.get_num_threads()
-        return (self._library.workspace_bytes(sizes, threads),
-                self._library.workspace_lower_bound(sizes, threads))
+        return (self._native.workspace_bytes(sizes, threads),
+                self._native.workspace_lower_bound(sizes, threads))
+
+
+def _dim_sources(dims: Sequence[str], ports: Sequence[Port]) -> list[tuple[int, int]]:
+    """The port and axis at which every dim can be read, where one simply has that size."""
+    found: dict[str, tuple[int, int]] = {}
+    for number, port in enumerate(ports):
+        for axis, extent in enumerate(port.shape):
+            if extent.dim:
+                found.setdefault(extent.dim, (number, axis))
+    return [found[name] for name in dims if name in found]
+
+
+def _reopened(path: Path, weights: list[Tensor] | None) -> Operator:
+    operator = load(path)
+    return operator if weights is None else operator.bind_packed(weights)
 
 
 def load(path: str | Path) -> Operator:
@@ -257,81 +280,3 @@ def load(path: str | Path) -> Operator:
     built for.
     """
     return Operator(Path(path))
-
-
-def read_manifest(path: Path) -> Json:
-    """The manifest of a build. Raises GraphError where there is none that this version reads."""
-    file = path / MANIFEST
-    if not file.is_file():
-        raise GraphError(f"{path} holds no build: there is no {MANIFEST}",
-                         hint="give the folder that `graphdsl build` printed")
-    try:
-        manifest: Json = json.loads(file.read_text())
-    except json.JSONDecodeError as error:
-        raise GraphError(f"{file} is damaged: {error}", hint="build it again") from None
-    if manifest.get("format") != FORMAT:
-        raise GraphError(f"{file} has format {manifest.get('format')}, wanted {FORMAT}",
-                         hint="build it again with this version")
-    return manifest
-
-
-def _open(path: Path, manifest: Json) -> Library:
-    if not is_whole(path):
-        raise GraphError(f"{path}: the library is missing or damaged", hint="build it again")
-    missing = find_backend(manifest["backend"]).missing(manifest["features"])
-    if missing:
-        raise GraphError(f"{path} was built for {', '.join(missing)}, which this machine lacks",
-                         hint="build it again on this machine")
-    # torch brings an OpenMP runtime; loaded first, it is the only one in the process.
-    assert torch.get_num_threads()
-    from graphdsl.runtime._native import Library
-
-    return Library(str((path / LIBRARY).resolve()))
-
-
-def physical_sizes(port: Json) -> list[Any]:
-    """The sizes of an input or state as it lies in memory."""
-    if "layout" not in port:
-        return list(port["shape"])
-    order = Layout(port["layout"]["order"]).permutation
-    return [port["shape"][axis] for axis in order]
-
-
-def physical(tensor: Tensor, port: Json, *, back: bool = False) -> Tensor:
-    """A state of logical shape [batch, slots, kv_heads, dim] as it lies in memory, or `back`."""
-    order = Layout(port["layout"]["order"]).permutation
-    if back:
-        order = tuple(order.index(axis) for axis in range(len(order)))
-    return tensor.permute(order).contiguous()
-
-
-def _physical(port: Json, dims: Mapping[str, int]) -> list[int]:
-    return [_size(s, dims) for s in physical_sizes(port)]
-
-
-def _size(size: Any, dims: Mapping[str, int]) -> int:
-    if isinstance(size, int):
-        return size
-    return int(sum(k * dims[n] for n, k in size["dims"].items()) + size["const"])
-
-
-def _size_text(size: Any) -> str:
-    if isinstance(size, int):
-        return str(size)
-    parts = [n if k == 1 else f"{k}*{n}" for n, k in size["dims"].items()]
-    return " + ".join(parts + ([str(size["const"])] if size["const"] else []))
-
-
-def _shape_text(shape: Sequence[Any]) -> str:
-    return f"[{', '.join(map(_size_text, shape))}]"
-
-
-def _range_hint(port: Json) -> str:
-    if "slots" in json.dumps(port["range"]):
-        return "the cache is full: make a state with more slots; -1 marks padding"
-    return "the highest is the size of what is indexed, less 1"
-
-
-def _listed(names: Any, most: int = 8) -> str:
-    items = list(names)
-    return ", ".join(items[:most]) + (f", ... {len(items) - most} more" if len(items) > most else "")

@@ -1,0 +1,140 @@
+"""The tensors that an operator takes and gives, as the manifest declares them, and their checks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from graphdsl.errors import GraphError
+from graphdsl.ir import Layout
+from graphdsl.lazy import torch, torch_dtype
+from graphdsl.manifest import Json
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Extent:
+    """A size: a constant and a multiple of some dims."""
+
+    terms: tuple[tuple[str, int], ...]
+    const: int
+
+    @staticmethod
+    def read(size: Any) -> Extent:
+        """From the manifest's JSON: an int, or {"dims": {name: factor}, "const": n}."""
+        if isinstance(size, int):
+            return Extent((), size)
+        return Extent(tuple(size["dims"].items()), size["const"])
+
+    @property
+    def dim(self) -> str | None:
+        """The dim that this size simply is."""
+        plain = len(self.terms) == 1 and self.terms[0][1] == 1 and self.const == 0
+        return self.terms[0][0] if plain else None
+
+    def value(self, dims: Mapping[str, Any]) -> Any:
+        """The number it stands for; numbers may be symbolic ones of torch."""
+        return sum((k * dims[name] for name, k in self.terms), self.const)
+
+    def settle(self, size: Any, dims: dict[str, Any]) -> None:
+        """Adds the one dim that is not known yet and that this size settles."""
+        unknown = [(name, k) for name, k in self.terms if name not in dims]
+        if len(unknown) == 1:
+            name, factor = unknown[0]
+            rest = Extent(tuple(t for t in self.terms if t[0] != name), self.const)
+            dims[name] = (size - rest.value(dims)) // factor
+
+    def __str__(self) -> str:
+        parts = [name if k == 1 else f"{k}*{name}" for name, k in self.terms]
+        return " + ".join(parts + ([str(self.const)] if self.const or not parts else []))
+
+
+@dataclass(frozen=True)
+class Port:
+    """One tensor: its sizes as they lie in memory, and the range of the numbers in it."""
+
+    name: str
+    type: str
+    shape: tuple[Extent, ...]
+    range: tuple[Extent, Extent] | None = None
+
+    @staticmethod
+    def read(port: Json) -> Port:
+        """From an entry of the manifest."""
+        shape = [Extent.read(s) for s in port["shape"]]
+        if "layout" in port:
+            shape = [shape[axis] for axis in Layout(port["layout"]["order"]).permutation]
+        low, high = (Extent.read(s) for s in port.get("range", (0, 0)))
+        return Port(port["name"], port["dtype"], tuple(shape),
+                    (low, high) if "range" in port else None)
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        return torch_dtype(self.type)
+
+    def sizes(self, dims: Mapping[str, Any]) -> list[Any]:
+        """The shape for these dims."""
+        return [extent.value(dims) for extent in self.shape]
+
+    def __str__(self) -> str:
+        return f"[{', '.join(map(str, self.shape))}]"
+
+    def bind(self, label: str, found: Sequence[Any], dims: dict[str, Any]) -> None:
+        """Adds the dims that a shape settles. Raises GraphError for one that does not fit."""
+        if len(found) != len(self.shape):
+            raise GraphError(f"{label} has {len(found)} dims {list(found)}, wanted {self}")
+        for extent, size in zip(self.shape, found, strict=True):
+            extent.settle(size, dims)
+            wanted = extent.value(dims)
+            if size != wanted:
+                raise GraphError(f"{label} is {list(found)}, wanted {self}: {extent} is {size}, "
+                                 f"but it has to be {wanted}")
+
+    def check(self, owner: str, tensor: Tensor, dims: dict[str, int]) -> None:
+        """Raises GraphError for a tensor that native code must not see; adds to `dims`."""
+        label = f"{owner}: {self.name}"
+        if not isinstance(tensor, torch.Tensor):
+            raise GraphError(f"{label} is a {type(tensor).__name__}, wanted a torch.Tensor")
+        if tensor.device.type != "cpu":
+            raise GraphError(f"{label} is on {tensor.device}, wanted the CPU",
+                             hint=f"{self.name}.cpu()")
+        if tensor.layout is not torch.strided:
+            raise GraphError(f"{label} is {tensor.layout}, wanted a dense tensor",
+                             hint=f"{self.name}.to_dense()")
+        if tensor.dtype != self.dtype:
+            raise GraphError(f"{label} is {tensor.dtype}, wanted {self.dtype}",
+                             hint=f"{self.name}.to({self.dtype})")
+        if tensor.requires_grad and torch.is_grad_enabled():
+            raise GraphError(f"{label} requires grad, and a built operator has no backward",
+                             hint="call it under torch.no_grad() or torch.inference_mode()")
+        self.bind(label, tensor.shape, dims)
+        if not tensor.is_contiguous():
+            raise GraphError(f"{label} is not contiguous", hint=f"{self.name}.contiguous()")
+
+    def check_range(self, owner: str, tensor: Tensor, dims: Mapping[str, int]) -> None:
+        """Raises GraphError for an index that would read or write beyond what it indexes."""
+        if self.range is None:
+            return
+        low, high = (extent.value(dims) for extent in self.range)
+        least, most = (int(x) for x in torch.aminmax(tensor))
+        if least >= low and most < high:
+            return
+        hint = "the highest is the size of what is indexed, less 1"
+        if any(name == "slots" for name, _ in self.range[1].terms):
+            hint = "the cache is full: make a state with more slots; -1 marks padding"
+        raise GraphError(f"{owner}: {self.name} holds {least if least < low else most}, wanted "
+                         f"{low} to {high - 1}", hint=hint)
+
+
+def listed(names: Iterable[Any], most: int = 8) -> str:
+    """The names, cut short where there are many."""
+    items = list(names)
+    more = f", ... {len(items) - most} more" if len(items) > most else ""
+    return (", ".join(map(str, items[:most])) + more) or "none"
+
+
+__all__ = ["Extent", "Port", "listed"]

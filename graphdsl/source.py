@@ -15,7 +15,7 @@ from types import CodeType, ModuleType, SimpleNamespace
 from typing import Any
 
 from graphdsl.errors import GraphError, Loc
-from graphdsl.ir import Graph
+from graphdsl.ir import FLOATS, Graph
 from graphdsl.layer import Layer, Model, class_loc, configured, read_setting, trace
 
 BUILD_HINT = "define build(), or exactly one Layer or Model class with a default config"
@@ -36,6 +36,11 @@ class Source:
     def name(self) -> str:
         return self.graph.name
 
+    @property
+    def dtype(self) -> str:
+        """The dtype that the graph was traced for."""
+        return dtype_of(self.graph)
+
     def importing(self) -> AbstractContextManager[None]:
         """While this is open, code of the file can import its neighbours and be compiled."""
         return _importing(self.module, self.path)
@@ -52,6 +57,12 @@ class Source:
                              "def peer(config): return a torch.nn.Module for the same maths")
         with _blaming(self.path, "peer(config)"):
             return make(self.config)
+
+
+def dtype_of(graph: Graph) -> str:
+    """The floating dtype of a graph's first input, or else param, that has one."""
+    leaves = graph.inputs + graph.state + graph.params
+    return next((v.dtype for v in leaves if v.dtype in FLOATS), "f32")
 
 
 def load_source(path: Path, settings: Mapping[str, str] | None = None,
@@ -236,6 +247,9 @@ def _call_build(make: Callable[..., Any], file: Path, settings: Mapping[str, str
     if not isinstance(graph, Graph):
         raise GraphError(f"build() returns {type(graph).__name__}", loc,
                          "return graphdsl.trace(layer)")
+    if dtype and dtype_of(graph) != dtype:
+        raise GraphError(f"build() returns a graph of {dtype_of(graph)}, wanted {dtype}", loc,
+                         "take a parameter `dtype` and hand it to graphdsl.trace(layer, dtype)")
     return SimpleNamespace(**defaults | arguments), graph
 
 

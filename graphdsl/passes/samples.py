@@ -34,15 +34,18 @@ class Samples:
     dims: Mapping[str, int]
 
 
-def samples(graph: Graph, seed: int, dims: Mapping[str, int] | None = None) -> Samples:
+def samples(graph: Graph, seed: int, dims: Mapping[str, int] | None = None, *, past: int = 0,
+            padded: bool = True) -> Samples:
     """Random tensors for `graph`: small sizes within the bounds of its dims, positions that fit
-    the caches (the last sequence is padded on the left), indices that fit their tables."""
+    the caches and begin at `past` (the last sequence is padded on the left if `padded`), indices
+    that fit their tables."""
     generator = torch.Generator().manual_seed(seed)
     sizes = small_dims(graph) | dict(dims or {})
     limits = dict(_limits(graph))
 
     def tensors(leaves: tuple[Value, ...]) -> dict[str, Tensor]:
-        return {v.name: _sample(v, sizes, limits, generator) for v in leaves}
+        return {v.name: _positions(v, sizes, past, padded) if limits.get(v, 4) is None
+                else _sample(v, sizes, limits, generator) for v in leaves}
 
     return Samples(tensors(graph.inputs), tensors(graph.params), tensors(graph.state), sizes)
 
@@ -70,16 +73,17 @@ def _sample(leaf: Value, dims: Mapping[str, int], limits: Mapping[Value, Size | 
     if leaf.dtype == "bool":
         return torch.rand(shape, generator=generator) < 0.7
     limit = limits.get(leaf, 4)
-    if limit is None:
-        return _positions(shape)
+    assert limit is not None, leaf.name
     return torch.randint(0, size_value(limit, dims), shape, generator=generator).int()
 
 
-def _positions(shape: list[int]) -> Tensor:
-    """Token i at slot i; the last of several sequences begins with one token of padding."""
-    rows = torch.arange(shape[-1], dtype=torch.int32).expand(shape).clone()
-    if len(shape) > 1 and shape[0] > 1 and shape[-1] > 1:
+def _positions(leaf: Value, dims: Mapping[str, int], past: int, padded: bool) -> Tensor:
+    """Token i at slot past + i; the last of several sequences begins with one token of padding."""
+    shape = [size_value(size, dims) for size in leaf.shape]
+    rows = torch.arange(shape[-1], dtype=torch.int32).add(past).expand(shape).clone()
+    if padded and len(shape) > 1 and shape[0] > 1 and shape[-1] > 1:
         rows[-1] -= 1
+        rows[-1, ..., 0] = -1
     return rows
 
 

@@ -1,0 +1,67 @@
+"""What Python code calls: build, load, load_model. Like the CLI, they read the environment."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from graphdsl.builder import BuildOptions, build_graph
+from graphdsl.cli import cache_folder
+from graphdsl.errors import GraphError
+from graphdsl.ir import Graph
+from graphdsl.layer import Layer, trace
+from graphdsl.source import dtype_of
+
+if TYPE_CHECKING:
+    from graphdsl.hf.model import LanguageModel
+    from graphdsl.runtime.operator import Operator
+
+
+def build(layer_or_graph: Layer | Graph | Callable[..., Any], backend: str = "cpu",
+          dtype: str | None = None, out: str | Path | None = None) -> Operator:
+    """The operator of a Layer, a Model or a traced Graph.
+
+    `dtype` ("f32" unless given) is that of the weights and activations whose signature names none;
+    a Graph has its own. `out` is a folder for sources, library and manifest. Raises GraphError for
+    what the layer does wrong, ToolError when the compiler fails.
+    """
+    from graphdsl.runtime.operator import Operator
+
+    graph = trace(layer_or_graph, dtype or "f32")
+    if isinstance(layer_or_graph, Graph) and dtype and dtype_of(graph) != dtype:
+        raise GraphError(f"{graph.name} was traced for {dtype_of(graph)}, so it cannot be built "
+                         f"for {dtype}", hint=f'graphdsl.trace(layer, "{dtype}")')
+    options = _options(backend, dtype or dtype_of(graph), Path(out) if out else None)
+    return Operator(build_graph(graph, options).path)
+
+
+def load(path: str | Path) -> Operator:
+    """The operator that was built into this folder, without its weights.
+
+    Raises GraphError when the folder holds none, it is damaged, or this machine lacks what it was
+    built for.
+    """
+    from graphdsl.runtime.operator import Operator
+
+    return Operator(Path(path))
+
+
+def load_model(path: str | Path, backend: str = "cpu", dtype: str = "bf16",
+               quantize: str | None = None) -> LanguageModel:
+    """A Hugging Face folder, a GGUF file or a packaged model ("smollm2"), built as one operator.
+
+    Raises GraphError for what is not one, ToolError when fetching or compiling fails.
+    """
+    from graphdsl.hf.model import open_model
+
+    if quantize is not None:
+        raise GraphError(f"quantize={quantize!r}: the {backend} backend has no quantised weights",
+                         hint="leave it out; quantised files are dequantised when they are loaded")
+    return open_model(path, _options(backend, dtype, None))
+
+
+def _options(backend: str, dtype: str, out: Path | None) -> BuildOptions:
+    return BuildOptions(cache=cache_folder(os.environ), backend=backend, dtype=dtype, out=out,
+                        environment=dict(os.environ))

@@ -1,0 +1,162 @@
+"""graphdsl bench: the built operator and plain torch, on the same inputs, interleaved."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from graphdsl.backend import find_backend
+from graphdsl.commands.session import Session, check_folder, say
+from graphdsl.commands.trial import Call, Trial, make_trial
+from graphdsl.errors import GraphError
+from graphdsl.lazy import torch, torch_dtype
+from graphdsl.passes.base import CheckFailed
+from graphdsl.reference import TOLERANCE, error_of
+
+SAMPLE_SECONDS = 2e-3
+"""A sample runs a call as often as fills this time, so that the clock does not count."""
+FEWEST, MOST = 5, 1000
+
+
+def run(args: argparse.Namespace, session: Session) -> int:
+    """Prints a line an implementation: median, least and most milliseconds a call."""
+    if args.json:
+        _check_json(args.json)
+    trial = make_trial(args, session, padded=False)
+    with trial.source.importing(), torch.inference_mode():
+        calls: dict[str, Call] = {"graphdsl": trial.call}
+        if args.vs:
+            session.progress.begin("peer")
+            calls |= _peers(trial, args)
+            _check_agreement(trial, calls)
+            session.progress.clear()
+        times = _interleaved(calls, args.seconds * len(calls))
+    results = [_summary(name, milliseconds) for name, milliseconds in times.items()]
+    for result in results:
+        say("{impl:<9} median {median_ms:9.3f} ms   min {min_ms:9.3f}   max {max_ms:9.3f}   "
+            "{runs} runs".format(**result))
+    for result in results[1:]:
+        ratio = result["median_ms"] / results[0]["median_ms"]
+        say(f"graphdsl is {ratio:.2f}x as fast as {result['impl']}")
+    if args.json:
+        report = {"machine": _machine(args.backend, session), "case": _case(trial, args),
+                  "results": results}
+        args.json.write_text(json.dumps(report, indent=1) + "\n")
+    return 0
+
+
+def _check_json(path: Path) -> None:
+    if path.is_dir():
+        raise GraphError(f"--json {path}: this is a folder", hint="give a file")
+    check_folder("--json", path.absolute().parent)
+    if not path.absolute().parent.is_dir():
+        raise GraphError(f"--json {path}: there is no folder {path.parent}")
+
+
+def _peers(trial: Trial, args: argparse.Namespace) -> dict[str, Call]:
+    """peer(config) with the operator's weights and caches, eager and compiled."""
+    module: Any = trial.source.peer()
+    if not isinstance(module, torch.nn.Module) or not hasattr(module, "load"):
+        raise GraphError(f"peer(config) of {trial.source.path.name} returns "
+                         f"{type(module).__name__}, without what a comparison needs",
+                         hint="a torch.nn.Module with load(params), and where there is a KV cache "
+                              "reset(batch, slots, dtype) and set_past(k, v)")
+    module.eval()
+    module.load(trial.given.params)
+    if trial.state:
+        module.reset(args.batch, args.past + args.tokens, torch_dtype(trial.options.dtype))
+        module.set_past(*(trial.given.state[v.name][:, :args.past]
+                          for v in trial.source.graph.state))
+    inputs = trial.inputs
+    forms = {"eager": module, "compile": torch.compile(module) if "compile" in args.vs else None}
+    return {name: _caller(forms[name], inputs) for name in args.vs}
+
+
+def _caller(module: Any, inputs: list[Any]) -> Call:
+    def call() -> list[Any]:
+        result = module(*inputs)
+        return list(result) if isinstance(result, tuple) else [result]
+    return call
+
+
+def _check_agreement(trial: Trial, calls: Mapping[str, Call]) -> None:
+    """Refuses to time things that do not compute the same; both sides round, hence the factor."""
+    tolerance = 2 * TOLERANCE[trial.options.dtype]
+    ours = calls["graphdsl"]()
+    for name, call in calls.items():
+        theirs = call()
+        if [t.shape for t in theirs] != [t.shape for t in ours]:
+            raise CheckFailed(f"{name} of {trial.source.path.name} returns other shapes than the "
+                              "layer, so their times say nothing")
+        error = max((error_of(a, b) for a, b in zip(ours, theirs, strict=True)), default=0.0)
+        if not error <= tolerance:
+            raise CheckFailed(f"{name} of {trial.source.path.name} computes something else: max "
+                              f"relative error {error:.2g} (tolerance {tolerance:g}), so their "
+                              "times say nothing")
+
+
+def _interleaved(calls: Mapping[str, Call], seconds: float) -> dict[str, list[float]]:
+    """Milliseconds a call, a sample of each implementation in turn."""
+    repeats = {name: _repeats(call) for name, call in calls.items()}
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    start = time.perf_counter()
+    for turn in range(MOST):
+        if turn >= FEWEST and time.perf_counter() - start > seconds:
+            break
+        for name, call in calls.items():
+            times[name].append(_timed(call, repeats[name]) * 1e3)
+    return times
+
+
+def _repeats(call: Call) -> int:
+    """How many calls fill a sample; the first ones warm up."""
+    for _ in range(3):
+        call()
+    return max(1, math.ceil(SAMPLE_SECONDS / _timed(call, 3)))
+
+
+def _timed(call: Call, repeats: int) -> float:
+    begin = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return (time.perf_counter() - begin) / repeats
+
+
+def _summary(name: str, milliseconds: list[float]) -> dict[str, Any]:
+    return {"impl": name, "median_ms": statistics.median(milliseconds),
+            "min_ms": min(milliseconds), "max_ms": max(milliseconds), "runs": len(milliseconds)}
+
+
+def _case(trial: Trial, args: argparse.Namespace) -> dict[str, Any]:
+    config: Any = trial.source.config
+    if is_dataclass(config):
+        config = {f.name: getattr(config, f.name) for f in fields(config)}
+    return {"file": trial.source.path.name, "name": trial.source.name,
+            "config": config if isinstance(config, dict) else str(config),
+            "backend": args.backend, "dtype": trial.options.dtype, "batch": args.batch,
+            "tokens": args.tokens, "past": args.past}
+
+
+def _machine(backend: str, session: Session) -> dict[str, Any]:
+    """What the figures depend on."""
+    capability = find_backend(backend).probe(session.environment)
+    models = [line.partition(":")[2].strip()
+              for line in _lines(Path("/proc/cpuinfo")) if line.startswith("model name")]
+    return {"cpu": models[0] if models else platform.processor(), "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(), "features": list(capability.features),
+            "checks": {check.name: check.detail for check in capability.checks},
+            "system": platform.platform(), "python": platform.python_version(),
+            "torch": str(torch.__version__)}
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.is_file() else []

@@ -1,0 +1,126 @@
+"""graphdsl generate: text from a real model, as it comes."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from graphdsl.backend import find_backend
+from graphdsl.builder import check_dtype
+from graphdsl.commands.session import Session, check_folder, say
+from graphdsl.errors import GraphError
+from graphdsl.hf.generate import Completion, Step, collect, generate
+from graphdsl.hf.sampling import Sampling
+from graphdsl.hf.stream import TextStream
+from graphdsl.hf.tokenizer import encode_prompt
+from graphdsl.lazy import torch
+from graphdsl.passes.pipeline import PIPELINE, configured
+
+if TYPE_CHECKING:
+    from graphdsl.hf.model import LanguageModel
+
+DTYPE = "bf16"
+
+
+def run(args: argparse.Namespace, session: Session) -> int:
+    """Prints the text of every prompt, then the speed, then with --ids the new ids."""
+    texts = _texts(args)
+    check_dtype(args.dtype or DTYPE, find_backend(args.backend))
+    configured(PIPELINE, dict(args.passes))
+    check_folder("GRAPHDSL_CACHE", session.cache)
+    Sampling(**_choices(args))
+    model = _open(args, session)
+    # Ids in and ids out need no tokenizer, so a model without one will do.
+    has_text = not (args.prompt_ids is not None and args.ids)
+    tokenizer: Any = model.tokenizer if has_text or args.stop else None
+    if texts:
+        prompts = [encode_prompt(tokenizer, text, args.raw) for text in texts]
+    else:
+        prompts = [list(args.prompt_ids)]
+    sampling = Sampling(**_choices(args), eos=model.checkpoint.config.eos)
+    session.progress.begin("build")
+    _ = model.operator  # built before the clock of the first step runs
+    session.progress.clear()
+    generator = None if args.seed is None else torch.Generator().manual_seed(args.seed)
+    steps = generate(model, prompts, sampling, generator=generator, tokenizer=tokenizer)
+    if has_text and len(prompts) == 1:
+        steps = _Shown(TextStream(tokenizer, sampling.stop_strings)).through(steps)
+    completion = collect(prompts, steps)
+    _report(args, completion, prompts, tokenizer if has_text else None)
+    return 0
+
+
+def _texts(args: argparse.Namespace) -> list[str]:
+    """The prompts as text; none where ids were given. Raises GraphError for a bad file."""
+    if args.prompt is not None:
+        return [args.prompt]
+    if args.prompt_ids is not None:
+        if not args.prompt_ids:
+            raise GraphError("--prompt-ids: no id is given", hint='--prompt-ids "1 2 3"')
+        return []
+    try:
+        lines = args.prompts.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise GraphError(f"--prompts {args.prompts}: cannot be read: {why}") from None
+    texts = [line for line in lines if line.strip()]
+    if not texts:
+        raise GraphError(f"--prompts {args.prompts}: it holds no prompt",
+                         hint="write one prompt a line")
+    return texts
+
+
+def _choices(args: argparse.Namespace) -> dict[str, Any]:
+    return {"max_new_tokens": args.max_new_tokens, "greedy": args.greedy,
+            "temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p,
+            "min_new_tokens": args.min_new_tokens, "stop_strings": tuple(args.stop),
+            "repetition_penalty": args.repetition_penalty}
+
+
+def _open(args: argparse.Namespace, session: Session) -> LanguageModel:
+    from graphdsl.hf.model import open_model
+
+    session.progress.begin("model")
+    options = session.options(args, args.dtype or DTYPE)
+    model = open_model(_name(args.model), options)
+    session.progress.done("model", f"{model.checkpoint.path.name}, "
+                                   f"{model.checkpoint.config.layers} layers, {options.dtype}")
+    return model
+
+
+def _name(model: str) -> str | Path:
+    return Path(model).expanduser() if "/" in model else model
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """Writes the text of the first row while its ids come."""
+
+    stream: TextStream
+
+    def through(self, steps: Iterator[Step]) -> Iterator[Step]:
+        for step in steps:
+            if step.fresh[0]:
+                self._write(self.stream.put(step.ids[0]))
+            yield step
+        self._write(self.stream.finish() + "\n")
+
+    def _write(self, text: str) -> None:
+        if text:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+
+
+def _report(args: argparse.Namespace, completion: Completion, prompts: Sequence[Sequence[int]],
+            tokenizer: Any) -> None:
+    if tokenizer and len(prompts) > 1:
+        for index, ids in enumerate(completion.ids):
+            say(f"[{index + 1}] {tokenizer.decode(list(ids), skip_special_tokens=True)}")
+    say(completion.speed.summary())
+    if args.ids:
+        for ids in completion.ids:
+            say(" ".join(map(str, ids)))

@@ -1,0 +1,43 @@
+"""graphdsl run: random inputs through the reference and the built operator."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from graphdsl.commands.session import Session, say
+from graphdsl.commands.trial import make_trial
+from graphdsl.passes.samples import reference_outputs
+from graphdsl.reference import TOLERANCE, error_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def run(args: argparse.Namespace, session: Session) -> int:
+    """Compares every result and cache with the reference in f64; 1 above the tolerance."""
+    trial = make_trial(args, session, padded=True)
+    graph = trial.source.graph
+    ours = [*trial.call(), *trial.logical_state()]
+    with trial.source.importing():
+        wanted = reference_outputs(graph, trial.given)
+    tolerance = TOLERANCE[trial.options.dtype]
+    names = [f"output{i}" for i in range(len(graph.results))] + [v.name for v in graph.state]
+    worst, outside, total = 0.0, 0, 0
+    for name, found, reference in zip(names, ours, wanted, strict=True):
+        error = error_of(found, reference)
+        say(f"{name:<12} {list(found.shape)}: max relative error {error:.2g}")
+        # max() would lose a NaN
+        worst = error if not error <= worst else worst
+        outside += count_outside(found, reference, tolerance)
+        total += found.numel()
+    say(f"max relative error {worst:.2g} (tolerance {tolerance:g}), {outside} of {total} elements "
+        f"outside {tolerance:g} + {tolerance:g} * |ref|")
+    return 0 if worst <= tolerance else 1
+
+
+def count_outside(ours: Tensor, reference: Tensor, tolerance: float) -> int:
+    """How many elements differ by more than tolerance + tolerance * |ref|, or are no numbers."""
+    difference = (ours.double() - reference.double()).abs()
+    within = difference <= tolerance + tolerance * reference.double().abs()
+    return int((~within).sum())

@@ -1,0 +1,87 @@
+"""One call of a built operator on random tensors: what `run` checks and `bench` times."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from graphdsl.builder import BuildOptions, build_graph
+from graphdsl.commands.session import Session
+from graphdsl.errors import GraphError
+from graphdsl.ir import Dim, Graph, Layout, terms
+from graphdsl.passes.samples import Samples, samples
+from graphdsl.runtime.operator import Operator, State
+from graphdsl.source import Source
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Trial:
+    """An operator with weights and caches, and the same tensors for what it is compared with."""
+
+    source: Source
+    options: BuildOptions
+    operator: Operator
+    given: Samples
+    state: State
+
+    @property
+    def inputs(self) -> list[Tensor]:
+        """The inputs in the order in which the operator takes them."""
+        return [self.given.inputs[port["name"]] for port in self.operator.manifest["inputs"]]
+
+    def call(self) -> list[Tensor]:
+        """The results of one step; the caches take its keys and values."""
+        result = self.operator(*self.inputs, state=self.state)
+        return list(result) if isinstance(result, tuple) else [result]
+
+    def logical_state(self) -> list[Tensor]:
+        """The caches as [batch, slots, kv_heads, head_dim], in the graph's order."""
+        found = {port["name"]: self.state[port["name"]].permute(*_inverse(_permutation(port)))
+                 for port in self.operator.manifest["state"]}
+        return [found[value.name] for value in self.source.graph.state]
+
+
+def make_trial(args: argparse.Namespace, session: Session, *, padded: bool) -> Trial:
+    """Builds FILE and draws tensors for the lengths that the arguments ask for; caches hold
+    `--past` random rows. Raises GraphError for a length that the file does not allow."""
+    source = session.source(args)
+    options = session.options(args, source.dtype)
+    dims = {"batch": args.batch, "tokens": args.tokens, "slots": args.past + args.tokens}
+    _check_bounds(source.graph, dims)
+    session.progress.begin("build")
+    with source.importing():
+        operator = Operator(build_graph(source.graph, options).path)
+        given = samples(source.graph, args.seed, dims, past=args.past, padded=padded)
+    operator.bind(given.params)
+    state = {}
+    for port in operator.manifest["state"]:
+        logical = given.state[port["name"]]
+        state[port["name"]] = logical.permute(*_permutation(port)).contiguous()
+    session.progress.clear()
+    return Trial(source, options, operator, given, state)
+
+
+def _permutation(port: dict[str, dict[str, str]]) -> tuple[int, ...]:
+    return Layout(port["layout"]["order"]).permutation
+
+
+def _inverse(permutation: tuple[int, ...]) -> list[int]:
+    return [permutation.index(axis) for axis in range(len(permutation))]
+
+
+def _check_bounds(graph: Graph, wanted: dict[str, int]) -> None:
+    found: dict[str, Dim] = {d.name: d for v in graph.leaves for s in v.shape for d in terms(s)}
+    options: dict[str, str] = {"slots": "--past and --tokens together"}
+    for name, size in wanted.items():
+        dim = found.get(name)
+        if dim and not dim.lo <= size <= dim.hi:
+            raise GraphError(f"{options.get(name, '--' + name)} {size}: {graph.name} takes "
+                             f"{dim.lo} to {dim.hi}")
+
+
+Call = Callable[[], "list[Tensor]"]

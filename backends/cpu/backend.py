@@ -115,6 +115,11 @@ class CPU:
             return f"attention_scratch({', '.join(map(str, sizes))}, threads)"
         if node.name in ("matmul_nt", "matmul_epilogue"):
             return self._matmul_scratch(node)
+        if node.name == "expert_linear":
+            x = inputs[0]
+            return f"expert_scratch({product(x.shape[:-1])}, {x.shape[-1]}, threads)"
+        if node.name == "topk":
+            return f"topk_scratch({node.attr['k']}, threads)"
         return ""
 
     def _matmul_scratch(self, node: Node) -> str:

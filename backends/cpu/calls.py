@@ -108,13 +108,8 @@ def _count(shape: Sequence[Size]) -> str:
 def _copy(call: Call, scratch: str) -> list[str]:
     source, target = call.inputs[0], call.outputs[0]
     sizes, (a, b) = collapsed_rows(source.shape, [source.strides, target.strides])
-    rank = len(sizes)
-    if rank == 0:
-        sizes, a, b, rank = (Poly.of(1),), (ZERO,), (ZERO,), 1
-    return ["{",
-            f"  const i64 shape[] = {_array(sizes)}, from[] = {_array(a)}, to[] = {_array(b)};",
-            f"  copy_strided(team, {address(source)}, from, {address(target)}, to, shape, {rank});",
-            "}"]
+    members = [address(source), address(target), len(sizes), *map(_array, (sizes, a, b))]
+    return [f"copy_strided(team, StridedCopy<{CTYPES[source.dtype]}>{_array(members)});"]
 
 
 def _embedding(call: Call, scratch: str) -> list[str]:
@@ -138,14 +133,11 @@ def _batched(call: Call, scratch: str) -> list[str]:
         out = Ref(out.base, out.dtype, (1, *out.shape), (ZERO, *out.strides), out.offset,
                   out.buffer)
     pad = 3 - len(lead)
-    sizes = [*[1] * pad, *lead]
-    groups = [[*[ZERO] * pad, *s] for s in (a.strides, b_strides, out.strides)]
-    return ["{",
-            f"  const i64 batch[] = {_array(sizes)}, as[] = {_array(groups[0])}, "
-            f"bs[] = {_array(groups[1])}, os[] = {_array(groups[2])};",
-            f"  matmul_batched(team, {address(a)}, as, {address(b)}, bs, {address(out)}, os, "
-            f"batch, {a.shape[-2]}, {out.shape[-1]}, {a.shape[-1]});",
-            "}"]
+    batch = _array([*[1] * pad, *lead])
+    strides = [_array([*[ZERO] * pad, *group]) for group in (a.strides, b_strides, out.strides)]
+    members = [address(a), address(b), address(out), batch, a.shape[-2], out.shape[-1],
+               a.shape[-1], *strides]
+    return [f"matmul_batched(team, BatchedMatmul<{CTYPES[a.dtype]}>{_array(members)});"]
 
 
 def _expert_linear(call: Call, scratch: str) -> list[str]:
@@ -153,8 +145,9 @@ def _expert_linear(call: Call, scratch: str) -> list[str]:
     m, stride = rows_of(x)
     _, out_stride = rows_of(out)
     experts, n, k = w.shape
-    return [f"expert_linear(team, {address(x)}, {stride}, {address(w)}, {experts}, {address(ids)}, "
-            f"{address(out)}, {out_stride}, {m}, {n}, {k});"]
+    return [f"expert_linear(team, {address(x)}, {stride}, {address(w)}, {address(ids)}, {m}, "
+            f"{experts}, {n}, {k}, {scratch}, [&](i64 row, i64 i, auto lanes, F sum) {{",
+            f"  store({address(out)} + row * {out_stride} + i, sum, lanes);", "});"]
 
 
 def _attention(call: Call, scratch: str) -> list[str]:
@@ -223,7 +216,7 @@ def _take_rows(call: Call, scratch: str) -> list[str]:
     width = product(x.shape[2:])
     return [f"for (i64 b = 0; b < {batch}; ++b)",
             f"  gather_rows(team, {address(x)} + b * {x.strides[0]}, {width}, "
-            f"{address(rows)} + b * {rows.strides[0]}, {rows.shape[1]}, "
+            f"{address(rows)} + b * {rows.strides[0]}, {rows.shape[1]}, {width}, "
             f"{address(out)} + b * {out.strides[0]}, {width});"]
 
 
@@ -231,7 +224,7 @@ def _gather(call: Call, scratch: str) -> list[str]:
     x, index, out = *call.inputs, call.outputs[0]
     width = product(x.shape[1:])
     return [f"gather_rows(team, {address(x)}, {width}, {address(index)}, {_count(index.shape)}, "
-            f"{address(out)}, {width});"]
+            f"{width}, {address(out)}, {width});"]
 
 
 def _argmax(call: Call, scratch: str) -> list[str]:
@@ -243,7 +236,7 @@ def _argmax(call: Call, scratch: str) -> list[str]:
 def _topk(call: Call, scratch: str) -> list[str]:
     x, (values, indices) = call.inputs[0], call.outputs
     return [f"topk(team, {address(x)}, {_count(x.shape[:-1])}, {x.shape[-1]}, {x.shape[-1]}, "
-            f"{call.node.attr['k']}, {address(values)}, {address(indices)});"]
+            f"{call.node.attr['k']}, {address(values)}, {address(indices)}, {scratch});"]
 
 
 KERNELS: dict[str, Callable[[Call, str], list[str]]] = {

@@ -3,6 +3,7 @@
 #include "attention.hpp"
 #include "kv.hpp"
 #include "matmul.hpp"
+#include "matmul_batched.hpp"
 #include "misc.hpp"
 #include "simd.hpp"
 #include "team.hpp"

@@ -65,7 +65,7 @@ def _check_json(path: Path) -> None:
 def _peers(trial: Trial, args: argparse.Namespace) -> dict[str, Call]:
     """peer(config) with the operator's weights and caches, eager and compiled."""
     module: Any = trial.source.peer()
-    if not isinstance(module, torch.nn.Module) or not hasattr(module, "load"):
+    if not callable(getattr(module, "load", None)):
         raise GraphError(f"peer(config) of {trial.source.path.name} returns "
                          f"{type(module).__name__}, without what a comparison needs",
                          hint="a torch.nn.Module with load(params), and where there is a KV cache "

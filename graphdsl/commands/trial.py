@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from graphdsl.builder import BuildOptions, build_graph
 from graphdsl.commands.session import Session
 from graphdsl.errors import GraphError
-from graphdsl.ir import Dim, Graph, Layout, terms
+from graphdsl.ir import Dim, Graph, terms
 from graphdsl.passes.samples import Samples, samples
-from graphdsl.runtime.operator import Operator, State
+from graphdsl.runtime.operator import Operator, State, physical
 from graphdsl.source import Source
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Trial:
 
     def logical_state(self) -> list[Tensor]:
         """The caches as [batch, slots, kv_heads, head_dim], in the graph's order."""
-        found = {port["name"]: self.state[port["name"]].permute(*_inverse(_permutation(port)))
+        found = {port["name"]: physical(self.state[port["name"]], port, back=True)
                  for port in self.operator.manifest["state"]}
         return [found[value.name] for value in self.source.graph.state]
 
@@ -58,20 +58,10 @@ def make_trial(args: argparse.Namespace, session: Session, *, padded: bool) -> T
         operator = Operator(build_graph(source.graph, options).path)
         given = samples(source.graph, args.seed, dims, past=args.past, padded=padded)
     operator.bind(given.params)
-    state = {}
-    for port in operator.manifest["state"]:
-        logical = given.state[port["name"]]
-        state[port["name"]] = logical.permute(*_permutation(port)).contiguous()
+    state = {port["name"]: physical(given.state[port["name"]], port)
+             for port in operator.manifest["state"]}
     session.progress.clear()
     return Trial(source, options, operator, given, state)
-
-
-def _permutation(port: dict[str, dict[str, str]]) -> tuple[int, ...]:
-    return Layout(port["layout"]["order"]).permutation
-
-
-def _inverse(permutation: tuple[int, ...]) -> list[int]:
-    return [permutation.index(axis) for axis in range(len(permutation))]
 
 
 def _check_bounds(graph: Graph, wanted: dict[str, int]) -> None:

@@ -24,7 +24,8 @@ class Fired:
     scope: str = ""
 
     def __str__(self) -> str:
-        return f"{self.rule} at {self.loc}{f' ({self.scope})' if self.scope else ''}"
+        place = f" at {self.loc}" if self.loc else ""
+        return f"{self.rule}{place}{f' ({self.scope})' if self.scope else ''}"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,49 @@
+# Every target makes .venv itself; only g++, make and Python 3.11 or newer have to be there.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+INPUTS := pyproject.toml setup.py constraints.txt graphdsl/runtime/native.cpp graphdsl/runtime/abi.h
+
+.PHONY: all demo test lint format fuzz sanitize wheel clean
+
+all: $(READY)
+
+$(READY): $(INPUTS)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		--editable '.[hf,dev]'
+	touch $@
+
+# A checked layer, then text from a real model (fetched once into the cache).
+demo: $(READY)
+	$(BIN)/graphdsl doctor
+	$(BIN)/graphdsl build examples/llama_layer.py
+	$(BIN)/graphdsl run examples/llama_layer.py --tokens 7 --past 64
+	$(BIN)/graphdsl run examples/my_activation.py --tokens 512
+	$(BIN)/graphdsl generate smollm2 --greedy --max-new-tokens 96 --prompt "What is gravity?"
+
+test: lint
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST)
+
+lint: $(READY)
+	$(BIN)/ruff check
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix
+
+# Random layers and kernel graphs against the reference; SEEDS says how many.
+SEEDS ?= 200
+fuzz: $(READY)
+	$(BIN)/python -m pytest -n 2 -m fuzz --seeds $(SEEDS) $(PYTEST)
+
+# The generated libraries and all kernels under AddressSanitizer and UndefinedBehaviorSanitizer.
+sanitize: $(READY)
+	$(BIN)/python -m pytest -m sanitize $(PYTEST)
+
+wheel: $(READY)
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info graphdsl/runtime/*.so

@@ -119,14 +119,16 @@ inline Grid choose_grid(i64 strips, i64 groups, int threads) {
   return best;
 }
 
-// x[rows][k] as blocks [words / block_k][padded rows][block_k], copied by all threads together.
+// x[rows][k] as blocks [words / block_k][padded rows][words of the block], copied by all threads together.
 template <class T>
 GD_NOINLINE void copy_blocks(const Team& team, const T* x, i64 stride, i64 rows, i64 padded, i64 k, char* to) {
   const i64 count = x_words<T>(k);
   const Range mine = team.share(rows);
-  for (i64 begin = 0; begin < count; begin += block_k)
+  for (i64 begin = 0; begin < count; begin += block_k) {
+    const i64 size = least(block_k, count - begin);
     for (i64 r = mine.begin; r < mine.end; ++r)
-      copy_words(x + r * stride, k, begin, least(block_k, count - begin), to + (begin * padded + r * block_k) * 4);
+      copy_words(x + r * stride, k, begin, size, to + (begin * padded + r * size) * 4);
+  }
 }
 
 // `count` f32 rows of a panel of pairs, from row `begin`.
@@ -160,7 +162,7 @@ GD_NOINLINE void many_block(const char* x, i64 padded, Range rows, const T* w, R
       for (i64 p = 0; p < group.end - group.begin; ++p)
         for (i64 r = r0; r < least(r0 + block_rows, rows.end); r += R) {
           const char* pointers[R];
-          for (int i = 0; i < R; ++i) pointers[i] = xb + (r + i) * block_k * 4;
+          for (int i = 0; i < R; ++i) pointers[i] = xb + (r + i) * size * 4;
           tile_rows<typename Kinds<T>::many>(pointers, int(least(R, rows.end - r)), block[p], size,
                                              c + (r - rows.begin) * block_columns + p * NB, block_columns, begin > 0);
         }

@@ -68,6 +68,9 @@ GD_INLINE bf16 to_bf16(float f) {
 GD_INLINE void put(float* p, float f) { *p = f; }
 GD_INLINE void put(bf16* p, float f) { *p = to_bf16(f); }
 
+template <int N> struct Count {
+  static constexpr int value = N;
+};
 template <class A, class C> struct same { static constexpr bool value = false; };
 template <class A> struct same<A, A> { static constexpr bool value = true; };
 

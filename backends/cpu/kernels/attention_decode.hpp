@@ -1,0 +1,213 @@
+// Attention of few queries: every thread reads one stretch of the cache, all heads of a group at once, and partial results
+// of a stretch that was cut are merged at the end.
+#pragma once
+#include "attention_parts.hpp"
+
+namespace gd {
+namespace attending {
+
+constexpr i64 few_queries = 16;  // tokens times heads of a group
+
+// A level of the tree that sums W vectors at once: a's sums go to the lanes without bit S, b's to those with it.
+template <int S> GD_INLINE F pair_sums(F a, F b) {
+  I first, second;
+  for (int l = 0; l < W; ++l) {
+    first[l] = l & S ? (l ^ S) + W : l;
+    second[l] = l & S ? l + W : l ^ S;
+  }
+  return __builtin_shuffle(a, b, first) + __builtin_shuffle(a, b, second);
+}
+template <int S> GD_INLINE void sum_level(F (&v)[W]) {
+  for (int i = 0; i < S; ++i) v[i] = pair_sums<S>(v[i], v[i + S]);
+  if constexpr (S > 1) sum_level<S / 2>(v);
+}
+// Lane i of the result is the sum of v[i].
+GD_INLINE F sums_of(F (&v)[W]) {
+  sum_level<W / 2>(v);
+  return v[0];
+}
+
+// scores[i] = q . k[i] for W keys at a time; the keys that fill up the last vector repeat the last one.
+template <class E> GD_NOINLINE void dot_keys(const float* q, const E* k, i64 stride, i64 keys, i64 dim, float* scores) {
+  for (i64 i = 0; i < keys; i += W) {
+    const E* row[W];
+    for (int l = 0; l < W; ++l) row[l] = k + least(i + l, keys - 1) * stride;
+    for (int l = 0; l < W && i + W + l < keys; ++l)
+      for (i64 d = 0; d < dim; d += 64 / i64(sizeof(E))) __builtin_prefetch(k + (i + W + l) * stride + d);
+    F acc[W] = {};
+    for_lanes(dim, [&](i64 d, auto lanes) {
+      const F x = load(q + d, lanes);
+#pragma GCC unroll 16
+      for (int l = 0; l < W; ++l) acc[l] = fma(x, load(row[l] + d, lanes), acc[l]);
+    });
+    store(scores + i, sums_of(acc), Full{});
+  }
+}
+
+// sums[q][d ..] = sums * shrink + weights[q] v for Q queries and C vectors of dimensions.
+template <int Q, int C, class T, class L>
+GD_INLINE void add_values(const float* weights, const T* v, i64 stride, i64 keys, const float* shrink, float* sums,
+                          i64 sums_stride, L lanes) {
+  F acc[Q][C];
+  for (int q = 0; q < Q; ++q)
+    for (int c = 0; c < C; ++c) acc[q][c] = load(sums + q * sums_stride + c * W, Full{}) * shrink[q];
+  for (i64 i = 0; i < keys; ++i, v += stride)
+#pragma GCC unroll 8
+    for (int c = 0; c < C; ++c) {
+      const F value = load(v + c * W, lanes);
+#pragma GCC unroll 4
+      for (int q = 0; q < Q; ++q) acc[q][c] = fma(splat(weights[q * tile_keys + i]), value, acc[q][c]);
+    }
+  for (int q = 0; q < Q; ++q)
+    for (int c = 0; c < C; ++c) store(sums + q * sums_stride + c * W, acc[q][c], Full{});
+}
+template <int Q, class T>
+GD_NOINLINE void add_all_values(const float* weights, const T* v, i64 stride, i64 keys, i64 dim, const float* shrink,
+                                float* sums, i64 sums_stride) {
+  constexpr int C = 8 / Q;
+  i64 d = 0;
+  for (; d + C * W <= dim; d += C * W)
+    add_values<Q, C>(weights, v + d, stride, keys, shrink, sums + d, sums_stride, Full{});
+  for (; d + W <= dim; d += W) add_values<Q, 1>(weights, v + d, stride, keys, shrink, sums + d, sums_stride, Full{});
+  if (d < dim) add_values<Q, 1>(weights, v + d, stride, keys, shrink, sums + d, sums_stride, Tail{int(dim - d)});
+}
+
+// Where a thread keeps what it is working on, and the two stretches that it may share with others.
+struct FewScratch {
+  i64 q_stride, sums_stride, rows;
+  float *q, *scores, *keys, *work, *shared;
+
+  static i64 floats(i64 rows, i64 dim, i64 value_dim) {
+    const i64 q = round_up(dim, 16), v = round_up(value_dim, 16);
+    return round_up(rows * q + rows * tile_keys + tile_keys * q + 3 * rows * (v + 16), 16);
+  }
+  FewScratch(char* base, int thread, i64 rows_, i64 dim, i64 value_dim)
+      : q_stride(round_up(dim, 16)), sums_stride(round_up(value_dim, 16) + 16), rows(rows_) {
+    q = reinterpret_cast<float*>(base) + thread * floats(rows, dim, value_dim);
+    scores = q + rows * q_stride;
+    keys = scores + rows * tile_keys;
+    work = keys + tile_keys * q_stride;
+    shared = work + rows * sums_stride;
+  }
+  // A row of sums: the running softmax in its first 16 floats, then the values.
+  float* partial(int which) const { return which < 0 ? work : shared + which * rows * sums_stride; }
+};
+GD_INLINE Running get_running(const float* row) { return {row[0], row[1]}; }
+GD_INLINE void set_running(float* row, Running run) {
+  row[0] = run.top;
+  row[1] = run.total;
+}
+
+// One tile of keys for all queries of a group.
+template <class T>
+GD_NOINLINE void few_tile(const Attention<T>& a, i64 b, i64 g, i64 key, i64 keys, const FewScratch& s, float* sums) {
+  const i64 group = a.heads / a.kv_heads;
+  const T* k = a.k + b * a.k_stride[0] + key * a.k_stride[1] + g * a.k_stride[2];
+  const T* v = a.v + b * a.v_stride[0] + key * a.v_stride[1] + g * a.v_stride[2];
+  const bool unpack = same<T, bf16>::value && s.rows > 1;
+  if (unpack)
+    for (i64 i = 0; i < keys; ++i) scale_row(k + i * a.k_stride[1], 1, a.dim, s.keys + i * s.q_stride);
+  float shrink[few_queries];
+  for (i64 r = 0; r < s.rows; ++r) {
+    const i64 t = r / group;
+    float *scores = s.scores + r * tile_keys, *row = sums + r * s.sums_stride;
+    Range see = seen(a, b, t);
+    see.end = least(see.end, key + keys);
+    if (unpack) dot_keys(s.q + r * s.q_stride, s.keys, s.q_stride, keys, a.dim, scores);
+    else dot_keys(s.q + r * s.q_stride, k, a.k_stride[1], keys, a.dim, scores);
+    Running run = get_running(row);
+    shrink[r] = soften(a, b, g * group + r % group, t, scores, key, round_up(keys, W), see, run);
+    set_running(row, run);
+  }
+  i64 r = 0;
+  const auto add = [&](auto count) {
+    constexpr int Q = decltype(count)::value;
+    for (; r + Q <= s.rows; r += Q)
+      add_all_values<Q>(s.scores + r * tile_keys, v, a.v_stride[1], keys, a.value_dim, shrink + r,
+                        sums + r * s.sums_stride + 16, s.sums_stride);
+  };
+  add(Count<4>{});
+  add(Count<2>{});
+  add(Count<1>{});
+}
+
+template <class T>
+GD_NOINLINE void few_stretch(const Attention<T>& a, i64 b, i64 g, Range keys, const FewScratch& s, float* sums) {
+  const i64 group = a.heads / a.kv_heads;
+  for (i64 r = 0; r < s.rows; ++r) {
+    const i64 t = r / group, h = g * group + r % group;
+    scale_row(a.q + b * a.q_stride[0] + t * a.q_stride[1] + h * a.q_stride[2], a.scale, a.dim, s.q + r * s.q_stride);
+    __builtin_memset(sums + r * s.sums_stride, 0, size_t(s.sums_stride) * 4);
+    set_running(sums + r * s.sums_stride, {nothing, 0});
+  }
+  for (i64 key = keys.begin; key < keys.end; key += tile_keys)
+    few_tile(a, b, g, key, least(tile_keys, keys.end - key), s, sums);
+}
+
+template <class T>
+GD_NOINLINE void few_finish(const Attention<T>& a, i64 b, i64 g, const FewScratch& s, const float* sums) {
+  const i64 group = a.heads / a.kv_heads;
+  for (i64 r = 0; r < s.rows; ++r) {
+    const i64 t = r / group, h = g * group + r % group;
+    const float* row = sums + r * s.sums_stride;
+    finish_row(row + 16, row[1], a.value_dim, a.out + b * a.out_stride[0] + t * a.out_stride[1] + h * a.out_stride[2]);
+  }
+}
+
+// to += from, both partial softmaxes over different keys.
+GD_NOINLINE inline void few_merge(float* to, const float* from, i64 rows, i64 stride) {
+  for (i64 r = 0; r < rows; ++r, to += stride, from += stride) {
+    const Running x = get_running(to), y = get_running(from);
+    const float top = __builtin_fmaxf(x.top, y.top);
+    if (top == nothing) continue;
+    const F shrink = v_exp(splat(x.top - top)), shrink_from = v_exp(splat(y.top - top));
+    set_running(to, {top, x.total * shrink[0] + y.total * shrink_from[0]});
+    for (i64 i = 16; i < stride; i += W)
+      store(to + i, load(to + i, Full{}) * shrink + load(from + i, Full{}) * shrink_from, Full{});
+  }
+}
+
+// The first key of a thread's share, among all keys of all groups one after the other.
+GD_INLINE i64 few_cut(i64 total, int thread, int threads) {
+  return thread == threads ? total : total * thread / threads / 16 * 16;
+}
+
+template <class T> GD_NOINLINE void few(const Team& team, const Attention<T>& a, char* scratch) {
+  const i64 rows = a.tokens * (a.heads / a.kv_heads), n = team.count;
+  const FewScratch own(scratch, team.id, rows, a.dim, a.value_dim);
+  i64 total = 0;
+  for (i64 b = 0; b < a.batch; ++b) {
+    const Range all = seen_by_any(a, b, 0, a.tokens);
+    total += (all.end - all.begin) * a.kv_heads;
+  }
+  const Range mine = {few_cut(total, team.id, team.count), few_cut(total, team.id + 1, team.count)};
+  // The second walk, which does not compute, merges the groups that were cut and that this thread began.
+  const auto walk = [&](bool compute) {
+    i64 start = 0;
+    for (i64 i = 0; i < a.batch * a.kv_heads; ++i) {
+      const i64 b = i / a.kv_heads, g = i % a.kv_heads;
+      const Range all = seen_by_any(a, b, 0, a.tokens);
+      const Range here = {start, start + all.end - all.begin};
+      start = here.end;
+      const Range part = {most(here.begin, mine.begin), least(here.end, mine.end)};
+      const bool cut = here.begin < mine.begin || here.end > mine.end, empty = here.begin == here.end;
+      if (empty ? (!compute || i % n != team.id) : part.begin >= part.end) continue;
+      float* sums = own.partial(!cut || empty ? -1 : here.begin < mine.begin ? 0 : 1);
+      const Range keys = {all.begin + part.begin - here.begin, all.begin + part.end - here.begin};
+      if (compute) few_stretch(a, b, g, empty ? Range{0, 0} : keys, own, sums);
+      if (compute && (empty || !cut)) few_finish(a, b, g, own, sums);
+      if (compute || !cut || here.begin < mine.begin) continue;
+      for (int t = team.id + 1; t < n && few_cut(total, t, team.count) < here.end; ++t) {
+        if (few_cut(total, t, team.count) == few_cut(total, t + 1, team.count)) continue;
+        few_merge(sums, FewScratch(scratch, t, rows, a.dim, a.value_dim).partial(0), rows, own.sums_stride);
+      }
+      few_finish(a, b, g, own, sums);
+    }
+  };
+  walk(true);
+  team.barrier();
+  walk(false);
+}
+
+}  // namespace attending
+}  // namespace gd

@@ -9,10 +9,13 @@ from dataclasses import dataclass, field
 from graphdsl.errors import GraphError
 from graphdsl.ir import Graph, Node, Value
 from graphdsl.op import Op
-from graphdsl.passes.base import Fired, Missed
+from graphdsl.passes.base import CheckFailed, Fired, Missed
 from graphdsl.passes.match import NoMatch
 from graphdsl.passes.overlay import Overlay, stamped
 from graphdsl.passes.rules import Candidate, Rule
+
+PER_NODE = 8
+"""Far more rewrites than rules need that come to an end."""
 
 
 @dataclass
@@ -32,7 +35,11 @@ class _Engine:
             for op in rule.roots:
                 by_op.setdefault(op, []).append(rule)
         self.push(n for n in self.overlay.graph.nodes if n.op in by_op)
+        most = PER_NODE * (len(self.overlay.graph.nodes) + PER_NODE)
         while self.work:
+            if len(self.fired) > most:
+                raise CheckFailed(f"rule {self.fired[-1].rule} fires on what it makes: "
+                                  f"{len(self.fired)} rewrites and no end")
             node = self.work.popleft()
             self.queued.discard(node)
             for rule in by_op.get(node.op, ()):
@@ -121,7 +128,10 @@ def _common(scopes: Sequence[str]) -> str:
 
 def apply_rules(graph: Graph, rules: Sequence[Rule],
                 ) -> tuple[Graph, tuple[Fired, ...], tuple[Missed, ...]]:
-    """`graph` after as many rewrites as can be made, what fired, and what nearly did."""
+    """`graph` after as many rewrites as can be made, what fired, and what nearly did.
+
+    Raises CheckFailed for rules that never come to an end.
+    """
     engine = _Engine(Overlay(graph), rules)
     engine.run()
     missed = [m for (node, _), m in engine.missed.items() if node not in engine.overlay.dead]

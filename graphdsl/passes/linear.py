@@ -26,11 +26,13 @@ class MergeLinears(GroupRule):
     op: Op = linear
     meeting: int = 1
 
-    shapes = "x[*b, k], wq[n, k], wk[m, k], wv[m, k]"
+    shapes = "x[*b, k], wq[n, k], wk[m, k], wv[m, k], bq[n], bk[m]"
+    params = ("wq", "wk", "wv", "bq", "bk")
 
     @staticmethod
-    def before(x: Value, wq: Value, wk: Value, wv: Value) -> Any:
-        return linear(x, wq), linear(x, wk), linear(x, wv)
+    def before(x: Value, wq: Value, wk: Value, wv: Value, bq: Value, bk: Value) -> Any:
+        return (linear(x, wq), linear(x, wk), linear(x, wv), linear(x, wq, bq), linear(x, wk, bk),
+                matmul_nt(x, wv), matmul_nt(x, wk))
 
     @property
     def roots(self) -> tuple[Op, ...]:

@@ -14,8 +14,8 @@ from graphdsl.passes.rules import FusionRule
 class RopeAppend(FusionRule):
     """rope on q and k and the appends of k and v that one attention reads become one operation."""
 
-    shapes = ("q[b, t, h, d], k[b, t, g, d], v[b, t, g, e], cos[b, t, r]:f32, sin[b, t, r]:f32,"
-              " positions[b, t]:i32, k_cache[b, s, g, d], v_cache[b, s, g, e]")
+    shapes = ("q[b, t, 4, 8], k[b, t, 2, 8], v[b, t, 2, e], cos[b, t, 3]:f32, sin[b, t, 3]:f32,"
+              " positions[b, t]:i32, k_cache[b, 9, 2, 8], v_cache[b, 9, 2, e]")
     attributes = {"interleaved": (False, True), "causal": (True,),  # noqa: RUF012
                   "scale": (None, 0.3), "window": (0, 3), "softcap": (0.0,)}
 
@@ -39,7 +39,7 @@ class RopeAppend(FusionRule):
 class RopeAppendMasked(FusionRule):
     """The same where the attention has a mask."""
 
-    shapes = RopeAppend.shapes + ", mask[t, s]:bool"
+    shapes = RopeAppend.shapes + ", mask[t, 9]:bool"
     attributes = RopeAppend.attributes
 
     @staticmethod

@@ -151,10 +151,12 @@ class FusionRule:
 
 class GroupRule:
     """Nodes that share something become one: `members` finds them, `after` makes one value for
-    each. `example` is a small function of operands in which the rule fires (see `shapes`)."""
+    each. `before` is an example in which the rule fires, `shapes` are its operands as in a
+    signature, and those named in `params` are Params."""
 
     shapes: ClassVar[str] = ""
     attributes: ClassVar[Mapping[str, Sequence[Any]]] = {}
+    params: ClassVar[tuple[str, ...]] = ()
 
     @property
     def depth(self) -> int:

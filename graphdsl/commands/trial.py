@@ -12,7 +12,8 @@ from graphdsl.commands.session import Session
 from graphdsl.errors import GraphError
 from graphdsl.ir import Dim, Graph, terms
 from graphdsl.passes.samples import Samples, samples
-from graphdsl.runtime.operator import Operator, State, physical
+from graphdsl.runtime.operator import Operator, State
+from graphdsl.runtime.ports import physical
 from graphdsl.source import Source
 
 if TYPE_CHECKING:

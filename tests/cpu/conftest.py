@@ -13,7 +13,8 @@ from graphdsl.builder import BuildOptions, build_graph
 from graphdsl.ir import Graph
 from graphdsl.passes.samples import Samples, samples
 from graphdsl.reference import TOLERANCE, error_of, run
-from graphdsl.runtime.operator import Operator, physical
+from graphdsl.runtime.operator import Operator
+from graphdsl.runtime.ports import physical
 
 Compare = Callable[..., Operator]
 

@@ -140,8 +140,11 @@ def _scopes(nodes: Sequence[Node]) -> str:
     """The scopes of a group, without those that lie within another of them."""
     found = dict.fromkeys(_joined(n.scope, "" if n.scope.endswith("()") else n.name)
                           for n in nodes)
-    outer = [s for s in found if not any(s.startswith(f"{o}.") for o in found)]
-    return "+".join(outer)
+    outer = [s.split(".") for s in found if not any(s.startswith(f"{o}.") for o in found)]
+    shared = 0
+    while all(len(s) > shared + 1 and s[shared] == outer[0][shared] for s in outer):
+        shared += 1
+    return _joined(*outer[0][:shared], "+".join(".".join(s[shared:]) for s in outer))
 
 
 def is_constant(value: Value) -> bool:

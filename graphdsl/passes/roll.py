@@ -90,10 +90,10 @@ class _Roller:
                 if turns > 1 and self.is_independent(run):
                     new.update(self.repeat(run, period))
                     at += period * turns
-                    continue
-                if at + 1 < len(chain) and keys[at] != keys[at + 1]:
-                    self.note(chain[at + 1], chain[at])
-                at += 1
+                else:
+                    at += 1
+                if at < len(chain) and keys[at] != keys[at - 1]:
+                    self.note(chain[at], chain[at - 1])
         return substitute(self.graph, new) if new else self.graph
 
     def chains(self) -> list[list[_Link]]:

@@ -39,10 +39,6 @@ def torch_op(operator: Operator) -> Callable[..., Any]:
     name = torch_name(operator)
     if name not in _REGISTERED:
         _REGISTERED[name] = _define(operator, name)
-    return _registered(name)
-
-
-def _registered(name: str) -> Callable[..., Any]:
     found: Callable[..., Any] = getattr(torch.ops.graphdsl, name).default
     return found
 
@@ -59,7 +55,6 @@ def _define(operator: Operator, name: str) -> Any:
     library.define(f"{name}{schema(operator)}",
                    tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides))
     library.impl(name, _implementation(operator), "CPU")
-    library.impl(name, _refuse_grad(operator, name), "AutogradCPU")
     torch.library.register_fake(f"graphdsl::{name}", _fake(operator), lib=library)
     return library
 
@@ -95,25 +90,16 @@ def _implementation(operator: Operator) -> Callable[..., Any]:
     return run
 
 
-def _refuse_grad(operator: Operator, name: str) -> Callable[..., Any]:
-    """There is no backward: an input that wants one is refused, everything else goes on."""
+def _fake(operator: Operator) -> Callable[..., Any]:
+    """Shapes alone, symbolic ones too. What has no backward is refused while it is traced."""
+    ports = operator.inputs + operator.state
+
     def run(*arguments: Any) -> Any:
         inputs, weights, state = _split(operator, arguments)
         if torch.is_grad_enabled() and any(t.requires_grad for t in (*inputs, *weights, *state)):
             raise GraphError(f"{operator.name}: an input requires grad, and a built operator has "
                              "no backward",
                              hint="call it under torch.no_grad() or torch.inference_mode()")
-        with torch._C._AutoDispatchBelowAutograd():
-            return _registered(name)(*arguments)
-    return run
-
-
-def _fake(operator: Operator) -> Callable[..., Any]:
-    """Shapes alone, symbolic ones too."""
-    ports = operator.inputs + operator.state
-
-    def run(*arguments: Any) -> Any:
-        inputs, _, state = _split(operator, arguments)
         dims: dict[str, Any] = {}
         for tensor, port in zip((*inputs, *state), ports, strict=True):
             port.bind(f"{operator.name}: {port.name}", tensor.shape, dims)

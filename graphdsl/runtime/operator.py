@@ -156,7 +156,7 @@ class Operator:
         if bound.weights is not weights:
             bound.plan.bind(weights.addresses)
             bound.weights = weights
-        addresses = [t.data_ptr() for t in tensors] + [t.data_ptr() for t in outputs]
+        addresses = list(map(torch.Tensor.data_ptr, tensors + outputs))
         if not bound.plan.step(addresses):
             self._refuse_range(inputs, state)
         return outputs
@@ -169,16 +169,15 @@ class Operator:
         try:
             shapes = [t.shape for t in tensors]
             key = self._key(shapes)
-        except (AttributeError, IndexError):
-            return None
-        bound = self._plans.plans.get(key)
-        if bound is None or shapes != bound.shapes:
-            return None
-        for tensor, dtype in zip(tensors, bound.dtypes, strict=True):
-            if not (tensor.dtype is dtype and tensor.is_cpu and tensor.layout is torch.strided
-                    and tensor.is_contiguous()):
+            bound = self._plans.plans.get(key)
+            if bound is None or shapes != bound.shapes:
                 return None
-        if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+            for tensor, dtype in zip(tensors, bound.dtypes, strict=True):
+                if not (tensor.dtype is dtype and tensor.is_cpu and tensor.is_contiguous()):
+                    return None
+        except (AttributeError, IndexError, RuntimeError):  # no tensor, no such axis, sparse
+            return None
+        if torch.is_grad_enabled() and any([t.requires_grad for t in tensors]):
             return None
         self._plans.plans.move_to_end(key)
         return bound

@@ -31,7 +31,7 @@ class Checked:
         """Whether these are the very tensors, at the very places."""
         return (len(weights) == len(self.tensors)
                 and all(ref() is w for ref, w in zip(self.tensors, weights, strict=True))
-                and self.addresses == tuple([w.data_ptr() for w in weights]))
+                and self.addresses == tuple(map(torch.Tensor.data_ptr, weights)))
 
 
 @dataclass(frozen=True)
@@ -106,11 +106,13 @@ class WeightFormat:
                              "wanted", hint="pass operator.weights")
         for weight, (name, dtype, shape) in zip(weights, facts, strict=True):
             fits = (weight.is_cpu and weight.dtype == dtype and list(weight.shape) == shape
-                    and weight.is_contiguous())
+                    and weight.is_contiguous()
+                    and not (weight.requires_grad and torch.is_grad_enabled()))
             if not fits:
                 raise GraphError(f"{self.owner}: packed weight {name} is {weight.dtype} "
                                  f"{list(weight.shape)} on {weight.device}, wanted a contiguous "
-                                 f"{dtype} {shape} on the CPU", hint="pass operator.weights")
+                                 f"{dtype} {shape} on the CPU without grad",
+                                 hint="pass operator.weights")
         return Checked(tuple(weakref.ref(w) for w in weights),
                        tuple(w.data_ptr() for w in weights))
 

@@ -1,0 +1,147 @@
+"""`torch.classes.graphdsl.Operation`: operators behind the calling convention of ATB's
+OperationTorch, for eager code.
+
+    register(operator, cache=folder, environment=os.environ)
+    layer = torch.classes.graphdsl.Operation("LlamaLayer")
+    results = layer.execute([x, positions, k_cache, v_cache])
+
+`execute` takes the inputs and then the state tensors, both in the manifest's order, with the
+weights that were bound when the operator was registered; it changes the state in place and gives
+the list of results. What does not fit is refused with the operator's messages, as RuntimeError.
+An Operation runs one call at a time, and other Python threads go on meanwhile: threads that are to
+run at once have an Operation each. The C++ behind it is compiled at its first use and kept in the
+cache, for torch's class registry has no stable ABI.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shlex
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from graphdsl.errors import ToolError
+from graphdsl.lazy import torch
+from graphdsl.runtime.operator import Operator
+from graphdsl.runtime.ports import Extent, Port
+
+HERE = Path(__file__).parent
+SOURCES = (HERE / "torch_class.cpp", HERE / "abi.h")
+FLAGS = ("-std=c++20", "-O2", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror")
+LIBRARIES = ("-ltorch", "-ltorch_cpu", "-lc10")
+
+
+def register(operator: Operator, name: str | None = None, *, cache: Path,
+             environment: Mapping[str, str]) -> str:
+    """Makes `torch.classes.graphdsl.Operation(name)` run this operator with its bound weights.
+
+    The name is the operator's own unless given; a later registration of the same name serves the
+    Operations made after it. `cache` is a folder, made at need; `environment` holds CXX and PATH.
+    Gives the name. Raises GraphError when no weights are bound, ToolError when the compiler fails.
+    """
+    weights = operator.weights
+    load_class(cache, environment)
+    numbers, texts = _facts(operator)
+    chosen = name or operator.name
+    torch.ops.graphdsl.register_operation(chosen, operator.library, numbers, texts, weights)
+    return chosen
+
+
+def load_class(cache: Path, environment: Mapping[str, str]) -> None:
+    """Loads the class into torch, compiled if the cache has none for this torch and compiler."""
+    if not hasattr(torch.ops.graphdsl, "register_operation"):
+        operations: Any = torch.ops
+        operations.load_library(class_library(cache, environment))
+
+
+def class_library(cache: Path, environment: Mapping[str, str]) -> Path:
+    """The compiled class in the cache. Raises ToolError when the compiler fails.
+
+    Its name holds a hash of what it depends on and one of its content, so that a damaged one is
+    not taken; it gets that name when it is whole, whoever else compiles it at the same time.
+    """
+    compiler = shlex.split(environment.get("CXX") or "g++")
+    key = _key(compiler, environment)
+    folder = cache / "torch_class"
+    for found in sorted(folder.glob(f"{key}-*.so")):
+        if found.name == f"{key}-{_digest(found.read_bytes())}.so":
+            return found
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".building-", dir=folder) as staged:
+        library = Path(staged) / "torch_class.so"
+        command = [*compiler, *_flags(), str(SOURCES[0]), "-o", str(library), *_libraries()]
+        _run(command, environment)
+        target = folder / f"{key}-{_digest(library.read_bytes())}.so"
+        os.replace(library, target)
+    return target
+
+
+def _key(compiler: Sequence[str], environment: Mapping[str, str]) -> str:
+    parts = [torch.__version__, _run([*compiler, "--version"], environment).partition("\n")[0],
+             *_flags(), *(path.read_text() for path in SOURCES)]
+    return _digest("\0".join(parts).encode())
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _flags() -> list[str]:
+    include = Path(torch.__file__).parent / "include"
+    abi = int(torch.compiled_with_cxx11_abi())
+    return [*FLAGS, f"-D_GLIBCXX_USE_CXX11_ABI={abi}", "-isystem", str(include), "-isystem",
+            str(include / "torch" / "csrc" / "api" / "include"), f"-I{HERE}"]
+
+
+def _libraries() -> list[str]:
+    return [f"-L{Path(torch.__file__).parent / 'lib'}", *LIBRARIES]
+
+
+def _run(command: Sequence[str], environment: Mapping[str, str]) -> str:
+    try:
+        done = subprocess.run(command, env=dict(environment), capture_output=True, text=True,
+                              check=False)
+    except OSError as error:
+        raise ToolError(f"no C++ compiler: {error.strerror}: {command[0]}", shlex.join(command),
+                        "install g++ 12 or newer, or set CXX to a C++20 compiler") from None
+    if done.returncode != 0:
+        raise ToolError("the C++ compiler failed", shlex.join(command), done.stderr)
+    return done.stdout
+
+
+def _facts(operator: Operator) -> tuple[list[int], list[str]]:
+    """The manifest as numbers and texts, in the order in which the C++ reads them."""
+    manifest = operator.manifest
+    place = {dim["name"]: i for i, dim in enumerate(manifest["dims"])}
+    numbers, texts = [len(place)], [operator.name]
+    for dim in manifest["dims"]:
+        numbers += [dim["lo"], dim["hi"]]
+        texts.append(dim["name"])
+    for ports in (operator.inputs, operator.state, operator.outputs):
+        numbers.append(len(ports))
+        for port in ports:
+            numbers += _port_numbers(port, place)
+            texts += [port.name, str(port), port.type]
+    return numbers, texts
+
+
+def _port_numbers(port: Port, place: Mapping[str, int]) -> list[int]:
+    numbers = [len(port.shape)]
+    for extent in port.shape:
+        numbers += _extent_numbers(extent, place)
+    numbers.append(int(port.range is not None))
+    for extent in port.range or ():
+        numbers += _extent_numbers(extent, place)
+    return numbers
+
+
+def _extent_numbers(extent: Extent, place: Mapping[str, int]) -> list[int]:
+    terms = [n for name, factor in extent.terms for n in (place[name], factor)]
+    return [len(extent.terms), *terms, extent.const]
+
+
+__all__ = ["class_library", "load_class", "register"]

@@ -7,7 +7,7 @@ built from (rebuild, inline, outline) are in `graphdsl.passes.rewrite`.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 FLOATS = ("f32", "bf16", "f16", "f64")
 DTYPES = {"f32": 4, "bf16": 2, "f16": 2, "f64": 8, "i32": 4, "bool": 1}
 """Bytes of every dtype. f64 is for the reference alone."""
+BUILT = tuple(name for name in DTYPES if name != "f64")
+"""The dtypes that a graph may have."""
 
 
 @dataclass(frozen=True)
@@ -155,6 +157,16 @@ class TensorType:
         return f"{self.dtype}[{', '.join(map(str, self.shape))}]{layout}"
 
 
+def _rows(value: Value) -> list[Value]:
+    found: list[Value] = importlib.import_module("graphdsl.ops.shape").rows(value)
+    return found
+
+
+def _truth(value: Value) -> bool:
+    found: bool = importlib.import_module("graphdsl.op").no_truth(value)
+    return found
+
+
 @cache
 def _op(module: str, name: str) -> Callable[..., Value]:
     """The op behind an operator. Ops are made of values, so they are found at the first use."""
@@ -235,6 +247,12 @@ class Value:
 
     def __getitem__(self, index: Any) -> Value:
         return _op("shape", "index")(self, index)
+
+    def __iter__(self) -> Iterator[Value]:
+        return iter(_rows(self))
+
+    def __bool__(self) -> bool:
+        return _truth(self)
 
 
 Attrs = tuple[tuple[str, Any], ...]

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from graphdsl.errors import GraphError, Loc
-from graphdsl.ir import Dim, Graph, Layout, Node, Size, TensorType, Value
+from graphdsl.ir import BUILT, FLOATS, Dim, Graph, Layout, Node, Size, TensorType, Value
 from graphdsl.op import Op, user_loc
 from graphdsl.signature import Binding, Signature, Term, parse_signature
 
@@ -28,6 +28,9 @@ def Param(*shape: int, dtype: str = "T") -> Value:
     loc = user_loc()
     if not all(isinstance(s, int) and s > 0 for s in shape):
         raise GraphError(f"Param{shape}: sizes of a weight are whole numbers above 0", loc)
+    if dtype not in ("T", *BUILT):
+        raise GraphError(f"Param{shape}: no dtype {dtype!r}", loc,
+                         f"dtypes: {', '.join(BUILT)}; T: the one the layer is built for")
     return Value(TensorType(shape, dtype), kind="param")
 
 
@@ -143,7 +146,11 @@ def leaves_of(layer: Any, prefix: str = "") -> Iterator[tuple[str, Value | KVCac
     """Params and caches by their attribute path: `layers.0.attn.wq`."""
     for name, attribute in _attributes(layer):
         path = f"{prefix}{name}"
-        if isinstance(attribute, KVCache) or (isinstance(attribute, Value) and attribute.is_param):
+        if isinstance(attribute, Value) and not attribute.is_param:
+            raise GraphError(f"self.{path} is computed in __init__, where params have no value",
+                             attribute.loc, "compute it in forward: what depends on params alone "
+                             "is computed once, when they are loaded")
+        if isinstance(attribute, KVCache | Value):
             yield path, attribute
         else:
             yield from leaves_of(attribute, f"{path}.")
@@ -170,18 +177,20 @@ def _bind(holder: Any, values: dict[str, Value], trace: _Trace, dtype: str, pref
             bound[name] = replace(attribute, k=values[f"{path}.k"], v=values[f"{path}.v"],
                                   _trace=trace, _name=path)
         elif isinstance(attribute, Value):
-            bound[name] = values[path] if attribute.is_param else attribute
+            bound[name] = values[path]
         else:
             bound[name] = _bind(attribute, values, trace, dtype, f"{path}.")
+    if isinstance(holder, Layer):
+        twin = copy.copy(holder)
+        vars(twin).update(bound)
+        params, state = _split(leaves_of(holder, prefix), values, len(prefix))
+        twin._bound = _Bound(params, state, prefix.rstrip("."), dtype, trace)
+        return twin
+    if all(bound[name] is attribute for name, attribute in _attributes(holder)):
+        return holder
     if isinstance(holder, dict):
         return {k: bound.get(str(k), v) for k, v in holder.items()}
-    if not isinstance(holder, Layer):
-        return type(holder)(bound.get(str(i), v) for i, v in enumerate(holder))
-    twin = copy.copy(holder)
-    vars(twin).update(bound)
-    params, state = _split(leaves_of(holder, prefix), values, len(prefix))
-    twin._bound = _Bound(params, state, prefix.rstrip("."), dtype, trace)
-    return twin
+    return type(holder)(bound.get(str(i), v) for i, v in enumerate(holder))
 
 
 def _split(leaves: Iterator[tuple[str, Value | KVCache]], values: dict[str, Value],
@@ -260,6 +269,8 @@ def trace(layer: Layer | Callable[..., Any] | Graph, dtype: str = "f32") -> Grap
     if not isinstance(layer, Layer):
         raise GraphError(f"{layer!r} is neither a Layer nor a Graph", user_loc(),
                          "pass an instance of a Layer or Model, such as LlamaLayer(Config())")
+    if dtype not in FLOATS or dtype not in BUILT:
+        raise GraphError(f"no layer of dtype {dtype!r}", hint="dtypes: f32, bf16, f16")
     dims: dict[str, Dim] = {}
     terms = _signature(layer).inputs
     types = [_input_type(layer, term, dims, dtype) for term in terms]

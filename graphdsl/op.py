@@ -143,7 +143,8 @@ class Op:
                 operands = [by_name.get(n) for n in self.parameters.operands]
                 result = self.function(*operands, **keywords)
             outputs = result if isinstance(result, tuple) else (result,)
-            self._bodies[key] = Graph(self.name, leaves, (), (), self._checked(outputs))
+            self._bodies[key] = Graph(self.name, leaves, (), (), self._checked(outputs, types,
+                                                                               attrs))
         return self._bodies[key]
 
     def present(self, count: int, attrs: dict[str, Any]) -> tuple[str, ...]:
@@ -156,13 +157,22 @@ class Op:
             return tuple(n for n in p.operands if n not in p.optional or n in attrs["given"])
         return p.operands[:count]
 
-    def _checked(self, outputs: tuple[Any, ...]) -> tuple[Value, ...]:
+    def _checked(self, outputs: tuple[Any, ...], types: Sequence[TensorType],
+                 attrs: Attrs) -> tuple[Value, ...]:
+        """What an operation's function returns, if it is what its signature promises."""
+        code = self.function.__code__
+        loc = Loc(code.co_filename, code.co_firstlineno)
         for output in outputs:
             if not isinstance(output, Value):
-                code = self.function.__code__
-                raise GraphError(f"{self.name} returns {type(output).__name__}",
-                                 Loc(code.co_filename, code.co_firstlineno),
+                raise GraphError(f"{self.name} returns {type(output).__name__}", loc,
                                  "an operation returns values, made of its operands by ops")
+        if self.signature and self.signature.outputs:
+            promised = self.signature.check(types, dict(attrs).get("given"))
+            found = [(v.shape, v.dtype) for v in outputs]
+            if found != [(t.shape, t.dtype) for t in promised]:
+                raise GraphError(f"{self.name} returns {', '.join(str(v.type) for v in outputs)}; "
+                                 f"its signature promises {', '.join(map(str, promised))}", loc,
+                                 str(self.signature))
         return outputs
 
     def _bind(self, args: tuple[Any, ...], keywords: dict[str, Any],
@@ -221,14 +231,39 @@ def _freeze(attrs: dict[str, Any], name: str, loc: Loc | None) -> Attrs:
     return frozen
 
 
+def no_truth(value: Value) -> bool:
+    """Refuses `if x > 0:` in DSL code, which would silently be decided while tracing."""
+    raise GraphError(f"a {value.type} is used as a condition, but has no value while the graph is "
+                     "made", user_loc(), "choose between elements with where(condition, a, b); "
+                     "test for a missing operand with `x is None`")
+
+
+def _op_signature(text: str) -> Signature | None:
+    """The signature of an op, whose results have only sizes that its operands have."""
+    if not text:
+        return None
+    try:
+        signature = parse_signature(text)
+    except GraphError as error:
+        raise GraphError(error.message, user_loc(), error.hint) from None
+    known = {d for term in signature.inputs for d in term.dims}
+    unknown = [d for term in signature.outputs for d in term.dims
+               if d not in known and not d.isdigit()]
+    if unknown:
+        raise GraphError(f"signature: the size {unknown[0]} of a result is not one of an operand",
+                         user_loc(), text)
+    return signature
+
+
 def kernel(signature: str = "", *, infer: Infer | None = None, kind: Kind = "call",
            commutative: bool = False, aliases: tuple[tuple[int, int], ...] = (),
            ) -> Callable[[Callable[..., Any]], Op]:
     """A primitive. `signature` ("x[*b, k], w[n, k] -> y[*b, n]") or `infer` is its type rule; the
     function computes it on torch tensors and is the reference."""
+    parsed = _op_signature(signature)
+
     def make(function: Callable[..., Any]) -> Op:
-        return Op(function.__name__, function, parse_signature(signature) if signature else None,
-                  infer, kind, commutative, aliases)
+        return Op(function.__name__, function, parsed, infer, kind, commutative, aliases)
     return make
 
 
@@ -248,10 +283,9 @@ def operation(signature: str | Callable[..., Any] = "", *,
     `aliases` matter to a backend that takes it whole."""
     if callable(signature):
         return Op(signature.__name__, signature, is_operation=True)
-    text = signature
+    parsed = _op_signature(signature)
 
     def make(function: Callable[..., Any]) -> Op:
-        parsed = parse_signature(text) if text else None
         return Op(function.__name__, function, parsed, aliases=aliases, is_operation=True)
     return make
 

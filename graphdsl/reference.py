@@ -27,6 +27,9 @@ def run(graph: Graph, inputs: Mapping[str, Tensor] | Sequence[Tensor],
     does not fit.
     """
     if not isinstance(inputs, Mapping):
+        if len(inputs) != len(graph.inputs):
+            raise GraphError(f"{graph.name}: {len(inputs)} inputs given, {len(graph.inputs)} "
+                             f"wanted: {', '.join(v.name for v in graph.inputs)}")
         inputs = dict(zip((v.name for v in graph.inputs), inputs, strict=True))
     given = {**inputs, **(state or {}), **params}
     env: dict[Value, Tensor] = {}

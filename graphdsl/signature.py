@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from graphdsl.errors import GraphError
-from graphdsl.ir import DTYPES, FLOATS, Size, TensorType
+from graphdsl.ir import BUILT, DTYPES, FLOATS, Size, TensorType
 
 _TERM = re.compile(r"\s*(\w+)(\?)?\[([^\]]*)\](?::(\w+))?\s*(,|$)")
 
@@ -125,6 +125,9 @@ def parse_terms(text: str) -> tuple[Term, ...]:
             raise GraphError(f"signature: cannot read {text[at:].strip()!r}",
                              hint="write x[batch, tokens, hidden], positions[batch, tokens]:i32")
         name, optional, dims, dtype, _ = match.groups()
+        if dtype and dtype not in DTYPES and not re.fullmatch("[A-Z]", dtype):
+            raise GraphError(f"signature: no dtype {dtype!r}", hint=f"dtypes: {', '.join(BUILT)}, "
+                             "or one capital letter for the same dtype in several places")
         terms.append(Term(name, tuple(d.strip() for d in dims.split(",") if d.strip()),
                           dtype or "T", bool(optional)))
         at = match.end()

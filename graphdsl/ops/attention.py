@@ -35,7 +35,8 @@ def _checked(types: Sequence[TensorType], attrs: dict[str, Any]) -> tuple[Tensor
 
 
 def _check_mask(mask: TensorType, scores: tuple[Size, ...], dtype: str) -> None:
-    wanted = f"bool, {dtype} or f32 that broadcasts to [{', '.join(map(str, scores))}]"
+    floats = " or ".join(dict.fromkeys((dtype, "f32")))
+    wanted = f"bool or {floats} that broadcasts to [{', '.join(map(str, scores))}]"
     shape = scores[len(scores) - len(mask.shape):]
     fits = len(mask.shape) <= len(scores) and all(
         m in (1, size) for m, size in zip(mask.shape, shape, strict=True))

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from graphdsl.errors import GraphError
-from graphdsl.ir import DTYPES, FLOATS, Size, TensorType, Value
+from graphdsl.ir import BUILT, DTYPES, FLOATS, Size, TensorType, Value
 from graphdsl.lazy import torch, torch_dtype
 from graphdsl.op import kernel, operation
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 Types = Sequence[TensorType]
 Attributes = dict[str, Any]
 NUMBERS = (*FLOATS, "i32")
-BUILT = tuple(name for name in DTYPES if name != "f64")
 
 
 def broadcast_shape(types: Types) -> tuple[Size, ...]:

@@ -231,6 +231,15 @@ def index(x: Value, key: Any) -> Value:
     return result
 
 
+def rows(x: Value) -> list[Value]:
+    """x[0], x[1], ...: what a loop over x, or `a, b = x`, takes. Raises GraphError if the first
+    size is not a plain number."""
+    if not x.shape or not isinstance(x.shape[0], int):
+        raise GraphError(f"a loop over {x.type}, whose first size is not a number", user_loc(),
+                         "ops work on all rows at once; split(x, sizes=...) cuts along an axis")
+    return [index(x, i) for i in range(x.shape[0])]
+
+
 def _full_key(x: Value, key: Any) -> list[Any]:
     """The key with `...` and what is left out at the end spelt out: one item for every axis."""
     items = list(key) if isinstance(key, tuple) else [key]

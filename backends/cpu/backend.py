@@ -118,8 +118,6 @@ class CPU:
         if node.name == "expert_linear":
             x = inputs[0]
             return f"expert_scratch({product(x.shape[:-1])}, {x.shape[-1]}, threads)"
-        if node.name == "topk":
-            return f"topk_scratch({node.attr['k']}, threads)"
         return ""
 
     def _matmul_scratch(self, node: Node) -> str:

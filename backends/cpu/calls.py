@@ -236,7 +236,7 @@ def _argmax(call: Call, scratch: str) -> list[str]:
 def _topk(call: Call, scratch: str) -> list[str]:
     x, (values, indices) = call.inputs[0], call.outputs
     return [f"topk(team, {address(x)}, {_count(x.shape[:-1])}, {x.shape[-1]}, {x.shape[-1]}, "
-            f"{call.node.attr['k']}, {address(values)}, {address(indices)}, {scratch});"]
+            f"{call.node.attr['k']}, {address(values)}, {address(indices)});"]
 
 
 KERNELS: dict[str, Callable[[Call, str], list[str]]] = {

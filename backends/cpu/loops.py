@@ -29,10 +29,11 @@ EXPRESSIONS = {
     "logical_and": "{0} & {1}", "logical_or": "{0} | {1}", "logical_not": "~{0}",
     "where": "{0} ? {1} : {2}",
 }
+INFINITY = "__builtin_inff()"
 REDUCTIONS = {
     "reduce_sum": ("0.f", "{a} + keep({x}, lanes, 0.f)", "sum"),
-    "reduce_max": ("-INFINITY", "v_max({a}, keep({x}, lanes, -INFINITY))", "max_of"),
-    "reduce_min": ("INFINITY", "v_min({a}, keep({x}, lanes, INFINITY))", "min_of"),
+    "reduce_max": (f"-{INFINITY}", f"v_max({{a}}, keep({{x}}, lanes, -{INFINITY}))", "max_of"),
+    "reduce_min": (INFINITY, f"v_min({{a}}, keep({{x}}, lanes, {INFINITY}))", "min_of"),
 }
 CHEAP = frozenset({"cast", "add", "sub", "mul", "neg", "maximum", "minimum", "where", "less",
                    "less_equal", "greater", "greater_equal", "equal", "constant"})
@@ -70,9 +71,9 @@ def is_row_scalar(value: Value) -> bool:
 
 def float_text(number: float) -> str:
     if number != number:
-        return "NAN"
+        return '__builtin_nanf("")'
     if number in (float("inf"), float("-inf")):
-        return "INFINITY" if number > 0 else "-INFINITY"
+        return INFINITY if number > 0 else f"-{INFINITY}"
     return f"{float(number)!r}f"
 
 

@@ -16,7 +16,7 @@ setup(
               *(f"graphdsl.{name}" for name in find_packages(include=["backends", "backends.*"]))],
     package_dir={"graphdsl.backends": "backends"},
     package_data={"graphdsl": ["py.typed"],
-                  "graphdsl.runtime": ["abi.h", "native.cpp", "_native.pyi"],
+                  "graphdsl.runtime": ["abi.h", "native.cpp", "torch_class.cpp", "_native.pyi"],
                   "graphdsl.backends.cpu": ["templates/*.j2", "kernels/*.hpp"]},
     ext_modules=[NATIVE],
 )

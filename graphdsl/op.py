@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -225,9 +225,12 @@ def _freeze(attrs: dict[str, Any], name: str, loc: Loc | None) -> Attrs:
     frozen = tuple(sorted((k, tuple(v) if isinstance(v, list) else v) for k, v in attrs.items()))
     try:
         hash(frozen)
+        found = [k for k, v in frozen if isinstance(v, Value)]
     except TypeError:
-        raise GraphError(f"{name}: an attribute is a Value or cannot be hashed", loc,
-                         "attributes are numbers, strings and tuples of them") from None
+        found = [k for k, v in frozen if not isinstance(v, Hashable)] or [frozen[0][0]]
+    if found:
+        raise GraphError(f"{name}: the attribute {found[0]} is a {type(attrs[found[0]]).__name__}",
+                         loc, "attributes are numbers, strings and tuples of them")
     return frozen
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from graphdsl.ir import Graph, Value
-from graphdsl.passes.base import Fired, Result, in_bodies
+from graphdsl.passes.base import Result, in_bodies
 from graphdsl.passes.identities import simplified
 from graphdsl.passes.memory import effects_of
 from graphdsl.passes.rewrite import substitute
@@ -39,6 +39,4 @@ class CleanUp:
     name: ClassVar[str] = "cleanup"
 
     def run(self, graph: Graph, target: Target) -> Result:
-        new = common_subexpressions(simplified(graph))
-        fired = (Fired("CleanUp", None),) if new is not graph else ()
-        return Result(new, fired)
+        return Result(common_subexpressions(simplified(graph)))

@@ -132,6 +132,10 @@ def apply_rules(graph: Graph, rules: Sequence[Rule],
 
     Raises CheckFailed for rules that never come to an end.
     """
+    present = {node.op for node in graph.nodes}
+    rules = [r for r in rules if present.intersection(r.roots) and present.issuperset(r.needs)]
+    if not rules:
+        return graph, (), ()
     engine = _Engine(Overlay(graph), rules)
     engine.run()
     missed = [m for (node, _), m in engine.missed.items() if node not in engine.overlay.dead]

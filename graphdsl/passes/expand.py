@@ -41,9 +41,8 @@ class _Levels:
 
     def opened(self, graph: Graph) -> Graph:
         """`graph` with nothing left to open."""
-        graph = in_bodies(graph, self.opened)
+        graph = common_subexpressions(in_bodies(graph, self.opened))
         while True:
-            graph = common_subexpressions(graph)
             for rules in self.steps:
                 graph, fired, missed = apply_rules(graph, rules)
                 self.fired += fired

@@ -10,6 +10,7 @@ from graphdsl.ir import Graph, Layout, Node, TensorType, Value
 from graphdsl.passes.base import Fired, Result
 from graphdsl.passes.memory import effects_of
 from graphdsl.passes.repeat import REPEAT, operands_of
+from graphdsl.passes.rewrite import with_inputs
 
 if TYPE_CHECKING:
     from graphdsl.backend import Target
@@ -51,7 +52,7 @@ def retyped(graph: Graph, types: Sequence[TensorType]) -> Graph:
 
 def _retyped_node(node: Node, inputs: tuple[Value, ...]) -> Node:
     if all(a.type == b.type for a, b in zip(inputs, node.inputs, strict=True)):
-        return replace(node, inputs=inputs)
+        return with_inputs(node, inputs)
     body, types = node.body, list(node.out_types)
     if body is not None:
         body = retyped(body, _body_types(node, inputs))

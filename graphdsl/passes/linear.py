@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from graphdsl.ir import Graph, Node, Value
-from graphdsl.op import Op
+from graphdsl.op import Op, constant
 from graphdsl.ops.linear import linear, matmul_nt
 from graphdsl.ops.shape import concat, split
 from graphdsl.passes.match import NoMatch
@@ -44,10 +44,11 @@ class MergeLinears(GroupRule):
         if len(siblings) < 2:
             raise NoMatch("no other linear reads this x", node.outputs[0])
         for weight in overlay.inputs(node)[1:]:
-            if not weight.is_param:
+            if not _is_made_of_params(overlay, weight):
                 name = weight.name or str(weight.type)
                 raise NoMatch(f"the weight {name} is not a Param", weight, 2)
-        alike = [u for u in siblings if all(v.is_param for v in overlay.inputs(u)[1:])]
+        alike = [u for u in siblings if all(_is_made_of_params(overlay, v)
+                                            for v in overlay.inputs(u)[1:])]
         cones = {n: _followers(overlay, n) for n in alike}
         kept = [n for n in alike if self.meeting < 2 or not any(
             cones[n] & cones[other] for other in alike if other is not n)]
@@ -68,6 +69,15 @@ class MergeLinears(GroupRule):
         joined = [concat(*column, axis=0) for column in list(zip(*operands, strict=True))[1:]]
         pieces: Sequence[Value] = split(self.op(x, *joined), sizes=sizes, axis=-1)
         return pieces
+
+
+def _is_made_of_params(overlay: Overlay, value: Value) -> bool:
+    """Whether a value is known when weights are loaded."""
+    if value.node is None:
+        return value.is_param
+    inputs = overlay.inputs(value.node)
+    return value.node.op is constant or (
+        bool(inputs) and all(_is_made_of_params(overlay, v) for v in inputs))
 
 
 def _followers(overlay: Overlay, node: Node) -> set[Node]:

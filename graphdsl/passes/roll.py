@@ -189,6 +189,9 @@ def _is_turn(keys: Sequence[Any], start: int, period: int, turn: int) -> bool:
 
 def _body(turn: Sequence[_Link], invariant: tuple[Value, ...], scope: str) -> Graph:
     """The Layers of one turn, one after the other."""
+    def placed(node: Node, inputs: tuple[Value, ...]) -> Node:
+        return replace(node, inputs=inputs, scope=".".join(s for s in (scope, node.scope) if s))
+
     first = turn[0]
     carried = tuple(replace(first.body.inputs[i]) for i in first.carried)
     names = {v: link.body.inputs[i].name for link in turn for i, v in enumerate(link.args)}
@@ -203,8 +206,7 @@ def _body(turn: Sequence[_Link], invariant: tuple[Value, ...], scope: str) -> Gr
         own_params = [replace(v, name=prefix + v.name) for v in link.body.params]
         by_place = dict(zip(link.carried, present, strict=True))
         args = [by_place[i] if i in by_place else leaves[v] for i, v in enumerate(link.args)]
-        outputs = clone(link.body, (*args, *own_state, *own_params),
-                        lambda node: {"scope": ".".join(s for s in (scope, node.scope) if s)})
+        outputs = clone(link.body, (*args, *own_state, *own_params), placed)
         present = outputs[: len(carried)]
         new_state += outputs[len(carried):]
         state += own_state

@@ -40,6 +40,10 @@ class Rule(Protocol):
     @property
     def depth(self) -> int: ...
 
+    @property
+    def needs(self) -> frozenset[Op]:
+        """Ops without which there is nothing to find, and nothing to say about it."""
+
     def find(self, overlay: Overlay, node: Node) -> Candidate:
         """Raises NoMatch, with the reason, where the rule cannot fire at `node`."""
 
@@ -124,6 +128,16 @@ class FusionRule:
         """How far a match reaches from its root."""
         return self.patterns.depth
 
+    @cached_property
+    def needs(self) -> frozenset[Op]:
+        """All ops of a pattern whose root is pointwise; of another root, that alone makes a near
+        miss."""
+        root = self.patterns.root.op
+        if root.kind != "pointwise":
+            return frozenset([root])
+        parts = _parts(self.patterns.outputs[0])
+        return frozenset(p.made_by.op for p in parts if isinstance(p, Pattern) and p.made_by)
+
     def find(self, overlay: Overlay, node: Node) -> Candidate:
         """The first match at `node` that nothing speaks against."""
         pattern = self.patterns
@@ -161,6 +175,10 @@ class GroupRule:
     @property
     def depth(self) -> int:
         return 1
+
+    @property
+    def needs(self) -> frozenset[Op]:
+        return frozenset()
 
     @staticmethod
     def before(*operands: Any, **attrs: Any) -> Any:

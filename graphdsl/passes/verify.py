@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 
 from graphdsl.errors import GraphError
-from graphdsl.ir import Graph, Node, TensorType
+from graphdsl.ir import Attrs, Graph, Node, TensorType
+from graphdsl.op import Op
 from graphdsl.passes.base import CheckFailed
 from graphdsl.passes.repeat import REPEAT, operands_of
 from graphdsl.passes.samples import reference_outputs, samples
@@ -43,18 +45,20 @@ def _node_problem(node: Node) -> str:
     if node.body is not None:
         return _body_problem(node)
     try:
-        wanted = _inferred(node)
+        wanted = _inferred_types(node.op, tuple(v.type for v in node.inputs), node.attrs)
     except GraphError as error:
         return str(error)
     return _type_problem(node, node.out_types, wanted)
 
 
-def _inferred(node: Node) -> tuple[TensorType, ...]:
-    types = [v.type for v in node.inputs]
+@lru_cache(maxsize=4096)
+def _inferred_types(op: Op, types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorType, ...]:
+    """What the op infers: asked again and again for the same Layer, after every pass."""
+    by_name = dict(attrs)
     wanted: tuple[TensorType, ...] = ()
-    if node.op.signature:
-        wanted = node.op.signature.check(types, node.attr.get("given"))
-    return node.op.infer(types, node.attr) if node.op.infer else wanted
+    if op.signature:
+        wanted = op.signature.check(types, by_name.get("given"))
+    return op.infer(types, by_name) if op.infer else wanted
 
 
 def _type_problem(node: Node, found: tuple[TensorType, ...],

@@ -11,7 +11,7 @@ from graphdsl.backend import Target
 from graphdsl.ir import Value
 from graphdsl.ops.activation import geglu, silu, swiglu
 from graphdsl.ops.linear import linear
-from graphdsl.ops.norm import add_rms_norm, rms_norm
+from graphdsl.ops.norm import add_rms_norm
 from graphdsl.ops.shape import concat, split
 from graphdsl.passes.base import CheckFailed
 from graphdsl.passes.expand import FUSIONS, groups

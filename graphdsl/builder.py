@@ -153,7 +153,7 @@ def _cached(rendered: Rendered, options: BuildOptions, backend: Backend) -> tupl
     """The cache entry of these sources, compiled if it is not there or not whole."""
     entry = options.cache / rendered.key
     if entry.exists():
-        if is_whole(entry):
+        if is_whole(entry) and _holds(entry, rendered.files):
             options.progress("compile", "found in the cache")
             return entry, True
         options.progress("cache", f"entry {rendered.key} is corrupt and is built again")
@@ -165,6 +165,12 @@ def _cached(rendered: Rendered, options: BuildOptions, backend: Backend) -> tupl
         options.progress("compile", f"{time.perf_counter() - begin:.1f} s")
         _publish(staged, entry)
     return entry, False
+
+
+def _holds(entry: Path, files: Mapping[str, str]) -> bool:
+    """Whether the sources and the manifest of an entry are the ones that were rendered."""
+    return all((entry / name).is_file() and (entry / name).read_bytes() == text.encode()
+               for name, text in files.items())
 
 
 def is_whole(path: Path) -> bool:

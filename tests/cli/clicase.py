@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -77,8 +79,16 @@ def tree(*folders: Path) -> dict[str, bytes]:
     return {str(p): p.read_bytes() if p.is_file() else b"" for f in folders for p in f.rglob("*")}
 
 
-def start(*argv: str | Path, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
-    """The CLI in a process of its own."""
+def start(*argv: str | Path, env: dict[str, str] | None = None, group: bool = False,
+          limit: tuple[int, int] | None = None) -> subprocess.Popen[str]:
+    """The CLI in a process of its own; in a group of its own too, so that its compiler can be
+    ended with it; or under a resource limit."""
+    def prepare() -> None:
+        if limit:
+            # Without the signal, a write beyond the limit fails with an error, as on a full disk.
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(limit[0], (limit[1], limit[1]))
+
     return subprocess.Popen([sys.executable, "-m", "graphdsl", *map(str, argv)], text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            env=dict(os.environ) | (env or {}))
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=prepare,
+                            start_new_session=group, env=dict(os.environ) | (env or {}))

@@ -1,0 +1,114 @@
+"""Compiles the kernel tests for every instruction set, runs them, and checks what compiling costs."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+KERNELS = HERE.parents[2] / "backends" / "cpu" / "kernels"
+PROGRAMS = ("simd", "memory", "matmul", "attention")
+COMMON = ("-std=c++17", "-fopenmp", "-Wall", "-Wextra", "-Werror", "-Wno-psabi")
+SANITIZE = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to compile the kernels; it is run where the CPU has all its features."""
+
+    name: str
+    flags: tuple[str, ...]
+    needs: tuple[str, ...] = ()
+
+
+VARIANTS = (
+    Variant("plain", ("-O3",)),
+    Variant("avx2", ("-O3", "-mavx2", "-mfma"), ("avx2", "fma")),
+    Variant("lanes16", ("-O2", "-mavx2", "-mfma", "-DGD_LANES=16", "-DGD_EMULATE_BF16_DOT"),
+            ("avx2", "fma")),
+    Variant("avx512", ("-O2", *AVX512), ("avx512f", "avx512bw", "avx512dq", "avx512vl")),
+    Variant("avx512bf16", ("-O2", *AVX512, "-mavx512bf16"),
+            ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16")),
+)
+
+
+def cpu_flags() -> frozenset[str]:
+    """The features that the kernel reports for this CPU; empty where it reports none."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    found = next((line for line in lines if line.startswith("flags")), "")
+    return frozenset(found.partition(":")[2].split())
+
+
+def compile_program(program: str, flags: tuple[str, ...], out: Path) -> Path:
+    binary = out / program
+    command = ["g++", *COMMON, *flags, f"-I{KERNELS}", str(HERE / f"test_{program}.cpp"),
+               "-o", str(binary)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr[:4000]}"
+    return binary
+
+
+def run_program(binary: Path) -> None:
+    done = subprocess.run([str(binary)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, (done.stdout + done.stderr)[:4000]
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: v.name)
+def test_against_double_reference(variant: Variant, program: str, tmp_path: Path) -> None:
+    binary = compile_program(program, variant.flags, tmp_path)
+    if cpu_flags() >= set(variant.needs):
+        run_program(binary)
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("flags", [(), ("-mavx2", "-mfma")], ids=["plain", "avx2"])
+def test_sanitized(flags: tuple[str, ...], program: str, tmp_path: Path) -> None:
+    if flags and not cpu_flags() >= {"avx2", "fma"}:
+        pytest.skip("this CPU has no AVX2")
+    run_program(compile_program(program, (*SANITIZE, *flags), tmp_path))
+
+
+USES = """
+#include "attention.hpp"
+#include "kv.hpp"
+#include "matmul_batched.hpp"
+#include "misc.hpp"
+#include "workspace.hpp"
+using namespace gd;
+template <class T> void use(const Team& team) {
+  const T* const one[1] = {};
+  const T* const two[2] = {};
+  T* y = nullptr;
+  matmul<1>(team, y, 1, one, 1, 1, 1, nullptr, [&](i64, i64 c, auto l, F a) { store(y + c, a, l); });
+  matmul<2>(team, y, 1, two, 1, 1, 1, nullptr,
+            [&](i64, i64 c, auto l, F a, F b) { store(y + c, a * v_sigmoid(a) * b, l); });
+  embedding(team, nullptr, 1, y, 1, 1, y, 1);
+  rope_append(team, RopeAppend<T>{});
+  attention(team, Attention<T>{}, nullptr);
+  pack(y, y, 1, 1);
+}
+void all(int threads) { run_team(threads, [](const Team& team) { use<float>(team); }); }
+"""
+
+
+def test_one_unit_compiles_quickly(tmp_path: Path) -> None:
+    """What a layer needs, in one translation unit; user time, since tests share the machine."""
+    source = tmp_path / "uses.cpp"
+    source.write_text(USES)
+    command = ["g++", *COMMON, "-O3", "-mavx2", "-mfma", f"-I{KERNELS}", "-c", str(source),
+               "-o", str(tmp_path / "uses.o")]
+    began = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[:4000]
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - began < 6

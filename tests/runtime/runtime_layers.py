@@ -1,0 +1,100 @@
+"""Small layers for the runtime's tests, and calls of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from graphdsl.builder import BuildOptions, build_graph
+from graphdsl.ir import Value
+from graphdsl.layer import KVCache, Layer, Param, trace
+from graphdsl.ops import attention, embedding, linear, merge_heads, rms_norm, silu, split_heads
+from graphdsl.runtime.operator import Operator, State, load
+
+HIDDEN = 32
+LENGTHS = (7, 1, 1, 3, 5, *[1] * 15)
+"""Twenty steps: prompts and single tokens."""
+SLOTS = sum(LENGTHS)
+
+
+class Block(Layer):
+    """Attention over a cache: state, positions, one result."""
+
+    signature = "x[batch, tokens, 32], positions[batch, tokens]:i32 -> y[batch, tokens, 32]"
+
+    def __init__(self) -> None:
+        self.norm = Param(HIDDEN)
+        self.wq = Param(64, HIDDEN)
+        self.wk = Param(32, HIDDEN)
+        self.wv = Param(32, HIDDEN)
+        self.wo = Param(HIDDEN, 64)
+        self.kv = KVCache(2, 16)
+
+    def forward(self, x: Value, positions: Value) -> Value:
+        h = rms_norm(x, self.norm, eps=1e-5)
+        q, k, v = (split_heads(linear(h, w), n)
+                   for w, n in ((self.wq, 4), (self.wk, 2), (self.wv, 2)))
+        kv = self.kv.append(k, v, positions)
+        return x + linear(merge_heads(attention(q, kv.k, kv.v, positions)), self.wo)
+
+
+class Pair(Layer):
+    """Two results and no state."""
+
+    signature = "x[batch, tokens, 32] -> y[batch, tokens, 48], h[batch, tokens, 32]"
+
+    def __init__(self) -> None:
+        self.norm = Param(HIDDEN)
+        self.w = Param(48, HIDDEN)
+
+    def forward(self, x: Value) -> tuple[Value, Value]:
+        h = rms_norm(x, self.norm, eps=1e-5)
+        return silu(linear(h, self.w)), h
+
+
+class Words(Layer):
+    """Token ids into rows of a table."""
+
+    signature = "ids[batch, tokens]:i32 -> y[batch, tokens, 32]"
+
+    def __init__(self) -> None:
+        self.table = Param(50, HIDDEN)
+
+    def forward(self, ids: Value) -> Value:
+        return embedding(ids, self.table)
+
+
+def built(layer: Layer, cache: Path) -> Path:
+    """The folder of the layer's build."""
+    return build_graph(trace(layer), BuildOptions(cache, environment=dict(os.environ))).path
+
+
+def weights_of(operator: Operator, seed: int = 0) -> dict[str, torch.Tensor]:
+    """A state dict of small random numbers."""
+    generator = torch.Generator().manual_seed(seed)
+    return {w["name"]: torch.randn(w["shape"], generator=generator) / 4
+            for w in operator.manifest["weights"]}
+
+
+def opened(path: Path) -> Operator:
+    """The operator of a build, with weights."""
+    operator = load(path)
+    return operator.bind(weights_of(operator))
+
+
+def steps(batch: int = 2, lengths: Sequence[int] = LENGTHS,
+          seed: int = 1) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """x and positions of one step after the other."""
+    generator, past = torch.Generator().manual_seed(seed), 0
+    for tokens in lengths:
+        positions = torch.arange(past, past + tokens, dtype=torch.int32).repeat(batch, 1)
+        yield torch.randn(batch, tokens, HIDDEN, generator=generator), positions
+        past += tokens
+
+
+def session(operator: Operator, state: State, seed: int = 1) -> list[torch.Tensor]:
+    """The results of all steps, called directly."""
+    return [operator(x, positions, state=state) for x, positions in steps(seed=seed)]

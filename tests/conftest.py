@@ -13,6 +13,13 @@ GOLDEN = Path(__file__).parent / "golden"
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true",
                      help="write what the tests found into tests/golden")
+    parser.addoption("--seeds", type=int, default=2, metavar="N",
+                     help="random graphs of every kind that are built and run")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "fuzz_seed" in metafunc.fixturenames:
+        metafunc.parametrize("fuzz_seed", range(metafunc.config.getoption("--seeds")))
 
 
 @pytest.fixture

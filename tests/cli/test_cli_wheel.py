@@ -58,7 +58,8 @@ def test_installed_wheel_builds_and_runs_a_layer(wheel: Path, tmp_path: Path) ->
     succeed(sys.executable, "-m", "pip", "install", "--no-deps", "--target", site, wheel)
     (empty / "layer.py").write_text(SMALL + PEER)
     env = dict(os.environ) | {"PYTHONPATH": str(site), "GRAPHDSL_CACHE": str(tmp_path / "cache")}
-    where = "import graphdsl, graphdsl.backends.cpu.backend as b; print(graphdsl.__file__, b.__file__)"
+    where = ("import graphdsl, graphdsl.backends.cpu.backend as cpu; "
+             "print(graphdsl.__file__, cpu.__file__)")
     for path in succeed(sys.executable, "-c", where, cwd=empty, env=env).split():
         assert Path(path).is_relative_to(site)
     graphdsl = (sys.executable, "-m", "graphdsl")

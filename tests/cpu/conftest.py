@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from graphdsl.builder import BuildOptions, build_graph
-from graphdsl.ir import Graph, Layout
+from graphdsl.ir import Graph
 from graphdsl.passes.samples import Samples, samples
 from graphdsl.reference import TOLERANCE, error_of, run
 from graphdsl.runtime.operator import Operator
@@ -24,14 +23,6 @@ Compare = Callable[..., Operator]
 def options(tmp_path_factory: pytest.TempPathFactory) -> BuildOptions:
     cache = tmp_path_factory.mktemp("cache")
     return BuildOptions(cache=cache, environment=dict(os.environ))
-
-
-def physical(tensor: torch.Tensor, port: dict[str, Any], *, back: bool = False) -> torch.Tensor:
-    """A state of logical shape [batch, slots, kv_heads, dim] as it lies in memory, or `back`."""
-    order = Layout(port["layout"]["order"]).permutation
-    if back:
-        order = tuple(order.index(axis) for axis in range(len(order)))
-    return tensor.permute(order).contiguous()
 
 
 def differences(operator: Operator, graph: Graph, given: Samples) -> list[float]:

@@ -15,7 +15,7 @@ from graphdsl.ir import DTYPES, Graph, Node, Value
 from graphdsl.op import Op, constant
 from graphdsl.ops.linear import matmul_nt
 from graphdsl.passes.base import Result, in_bodies
-from graphdsl.passes.loops import fired_nodes, spaces, stages
+from graphdsl.passes.loops import fired_nodes, is_inner, spaces, stages
 from graphdsl.passes.repeat import through_body
 from graphdsl.passes.rewrite import outline
 
@@ -93,18 +93,22 @@ class _Claims:
                 or self.stage[node] <= stage)
 
     def _prune(self, group: dict[Node, None]) -> None:
-        """Leaves out whatever adds to what the kernel has to write: a node that others read stays
-        outside if its operands are written anyway, or are smaller."""
+        """Leaves out whatever adds to what the kernel has to write: a node that only loops read
+        can be computed there, if its operands are written anyway or are smaller."""
         changed = True
         while changed:
             changed = False
             for node in [n for n in reversed(group) if n.op is not matmul_nt]:
                 operands = {v for v in node.inputs if v.node in group}
                 exposed = sum(DTYPES[v.dtype] for v in operands if not self._leaves(v, group))
-                written = DTYPES[node.out_types[0].dtype]
-                if self._leaves(node.outputs[0], group) and exposed < written:
+                if self._is_for_loops(node, group) and exposed < DTYPES[node.out_types[0].dtype]:
                     del group[node]
                     changed = True
+
+    def _is_for_loops(self, node: Node, group: dict[Node, None]) -> bool:
+        """Whether loops, and nothing else outside of the group, read what the node makes."""
+        outside = [u for u in self.graph.users[node.outputs[0]] if u not in group]
+        return bool(outside) and all(u is not None and is_inner(u) for u in outside)
 
     def _leaves(self, value: Value, group: dict[Node, None]) -> bool:
         """Whether something outside of the group reads the value."""

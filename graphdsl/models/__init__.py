@@ -1,0 +1,1 @@
+"""Architectures in the DSL: their configs and the names of their weights."""

@@ -149,3 +149,9 @@ def test_refusals_name_the_users_line(call: Callable[[], Any], message: str) -> 
     with pytest.raises(GraphError, match=message) as caught:
         call()
     assert str(caught.value.loc) == f"test_ops_math.py:{call.__code__.co_firstlineno}"
+
+
+def test_every_op_is_documented() -> None:
+    assert ops.__all__ == sorted(ops.__all__)
+    for name in ops.__all__:
+        assert getattr(ops, name).__doc__, name

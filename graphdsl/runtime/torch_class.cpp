@@ -5,7 +5,6 @@
 #include <ATen/ops/empty.h>
 #include <dlfcn.h>
 #include <torch/custom_class.h>
-#include <torch/library.h>
 #include <unistd.h>
 
 #include <cstdint>

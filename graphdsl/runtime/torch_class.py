@@ -31,7 +31,7 @@ from graphdsl.runtime.ports import Extent, Port
 
 HERE = Path(__file__).parent
 SOURCES = (HERE / "torch_class.cpp", HERE / "abi.h")
-FLAGS = ("-std=c++20", "-O2", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror")
+FLAGS = ("-std=c++20", "-O1", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror")
 LIBRARIES = ("-ltorch", "-ltorch_cpu", "-lc10")
 
 

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from graphdsl import ops, reference
-    from graphdsl.api import build, load, load_model
+    from graphdsl.api import build, load, load_model, register_torch_class
     from graphdsl.errors import GraphError, ToolError
     from graphdsl.ir import Dim, Graph, TensorType, Value
     from graphdsl.layer import KVCache, Layer, Model, Param, trace
     from graphdsl.op import kernel, operation
+    from graphdsl.runtime.door import torch_op
     from graphdsl.runtime.operator import Operator
 
 __version__ = "0.1.0"
@@ -23,15 +24,16 @@ __version__ = "0.1.0"
 __all__ = [
     "Dim", "Graph", "GraphError", "KVCache", "Layer", "Model", "Operator", "Param", "TensorType",
     "ToolError", "Value", "__version__", "build", "kernel", "load", "load_model", "operation",
-    "ops", "reference", "trace",
+    "ops", "reference", "register_torch_class", "torch_op", "trace",
 ]
 
 _HOMES = {
-    "api": ("build", "load", "load_model"),
+    "api": ("build", "load", "load_model", "register_torch_class"),
     "errors": ("GraphError", "ToolError"),
     "ir": ("Dim", "Graph", "TensorType", "Value"),
     "layer": ("KVCache", "Layer", "Model", "Param", "trace"),
     "op": ("kernel", "operation"),
+    "runtime.door": ("torch_op",),
     "runtime.operator": ("Operator",),
 }
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}

@@ -1,4 +1,4 @@
-"""What Python code calls: build, load, load_model. Like the CLI, they read the environment."""
+"""What Python code calls to build and load. Like the CLI, it reads the environment."""
 
 from __future__ import annotations
 
@@ -46,6 +46,18 @@ def load(path: str | Path) -> Operator:
     from graphdsl.runtime.operator import Operator
 
     return Operator(Path(path))
+
+
+def register_torch_class(operator: Operator, name: str | None = None) -> str:
+    """Makes `torch.classes.graphdsl.Operation(name).execute([inputs..., state...])` run an
+    operator with its bound weights; gives the name, that of the layer unless given.
+
+    Raises GraphError when no weights are bound, ToolError when the C++ behind the class, which is
+    compiled once for every version of torch, does not compile.
+    """
+    from graphdsl.runtime.torch_class import register
+
+    return register(operator, name, cache=cache_folder(os.environ), environment=os.environ)
 
 
 def load_model(path: str | Path, backend: str = "cpu", dtype: str = "bf16",

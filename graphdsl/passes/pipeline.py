@@ -18,7 +18,7 @@ from graphdsl.passes.kv_layout import KVLayout
 from graphdsl.passes.loops import FuseLoops
 from graphdsl.passes.memory import CheckMemory
 from graphdsl.passes.roll import Roll
-from graphdsl.passes.verify import same_numbers, verify
+from graphdsl.passes.verify import Expected, problem_of
 
 if TYPE_CHECKING:
     from graphdsl.backend import Target
@@ -75,10 +75,12 @@ def run_pipeline(graph: Graph, target: Target, options: Options | None = None,
     """
     lowered = Lowered(graph)
     check("trace", lowered)
-    for each in configured(passes, options or {}):
+    chosen = configured(passes, options or {})
+    expected = Expected.of(graph) if verify else None
+    for each in chosen:
         after = run_pass(each, lowered, target)
-        if verify:
-            same_numbers(each.name, graph, after.graph, after.recipes)
+        if expected and after.graph is not lowered.graph:
+            expected.check(each.name, after.graph, after.recipes)
         if observe:
             observe(each.name, after.graph)
         lowered = after
@@ -101,7 +103,7 @@ def run_pass(each: Pass, lowered: Lowered, target: Target) -> Lowered:
 
 def check(name: str, lowered: Lowered) -> None:
     """Raises CheckFailed, with the name of the pass, for a graph that is not well formed."""
-    problem = verify(lowered.graph)
+    problem = problem_of(lowered.graph)
     if problem:
         raise CheckFailed(f"after pass {name}: {problem}")
 

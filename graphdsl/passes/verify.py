@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from graphdsl.errors import GraphError
 from graphdsl.ir import Attrs, Graph, Node, TensorType
 from graphdsl.op import Op
 from graphdsl.passes.base import CheckFailed
 from graphdsl.passes.repeat import REPEAT, operands_of
-from graphdsl.passes.samples import reference_outputs, samples
+from graphdsl.passes.samples import Samples, reference_outputs, samples
 from graphdsl.printer import node_text
 from graphdsl.reference import TOLERANCE, error_of
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-def verify(graph: Graph) -> str:
+
+def problem_of(graph: Graph) -> str:
     """What is wrong with `graph`, or an empty string: every value is made before it is read, or is
     a leaf of this graph; types are those that the ops infer; bodies fit their operands."""
     known = set(graph.leaves)
@@ -73,12 +78,12 @@ def _body_problem(node: Node) -> str:
     body = node.body
     assert body is not None
     if node.op is REPEAT:
-        return _repeat_problem(node) or verify(body)
+        return _repeat_problem(node) or problem_of(body)
     given = tuple(v.type for v in node.inputs)
     if given != tuple(v.type for v in body.leaves):
         return f"the body of {node.name} takes other types than it is given"
     return (_type_problem(node, node.out_types, tuple(v.type for v in body.outputs))
-            or ("" if node.op.is_operation else verify(body)))
+            or ("" if node.op.is_operation else problem_of(body)))
 
 
 def _repeat_problem(node: Node) -> str:
@@ -95,16 +100,23 @@ def _repeat_problem(node: Node) -> str:
     return ""
 
 
-def same_numbers(name: str, before: Graph, after: Graph, recipes: Mapping[str, Graph]) -> None:
-    """Runs both in the reference, in f64, on the same random inputs.
+@dataclass(frozen=True)
+class Expected:
+    """Random inputs of a graph, and its outputs for them in the reference, in f64."""
 
-    Raises CheckFailed, naming the pass, where they differ by more than the tolerance of f64.
-    """
-    given = samples(before, seed=0)
-    wanted = reference_outputs(before, given)
-    found = reference_outputs(after, given, recipes)
-    worst = max((error_of(a, b) for a, b in zip(found, wanted, strict=True)), default=0.0)
-    if not worst <= TOLERANCE["f64"]:
-        raise CheckFailed(f"pass {name} changes the numbers: max relative error {worst:.2g} "
-                          f"(tolerance {TOLERANCE['f64']:g})")
+    given: Samples
+    outputs: list[Tensor]
 
+    @staticmethod
+    def of(graph: Graph) -> Expected:
+        given = samples(graph, seed=0)
+        return Expected(given, reference_outputs(graph, given))
+
+    def check(self, name: str, graph: Graph, recipes: Mapping[str, Graph]) -> None:
+        """Raises CheckFailed, naming the pass that returned `graph`, where its outputs differ by
+        more than the tolerance of f64."""
+        found = reference_outputs(graph, self.given, recipes)
+        worst = max(map(error_of, found, self.outputs), default=0.0)
+        if not worst <= TOLERANCE["f64"]:
+            raise CheckFailed(f"pass {name} changes the numbers: max relative error {worst:.2g} "
+                              f"(tolerance {TOLERANCE['f64']:g})")

@@ -22,7 +22,7 @@ from graphdsl.passes.memory import ordered
 from graphdsl.passes.pipeline import PIPELINE, Lowered, run_pipeline
 from graphdsl.passes.roll import longest_run
 from graphdsl.passes.samples import reference_outputs, samples
-from graphdsl.passes.verify import verify
+from graphdsl.passes.verify import problem_of
 from graphdsl.reference import error_of
 
 SMALL = Config(vocab=29, hidden=16, layers=3, heads=4, kv_heads=2, head_dim=4, ffn=24)
@@ -292,12 +292,12 @@ def test_verify_finds_wrong_types() -> None:
     node = graph.outputs[0].node
     assert node is not None
     wrong = replace(node, out_types=(replace(node.out_types[0], dtype="bf16"),))
-    assert "where it infers f32[tokens, 8]" in verify(replace(graph, outputs=wrong.outputs))
+    assert "where it infers f32[tokens, 8]" in problem_of(replace(graph, outputs=wrong.outputs))
     short = replace(node, inputs=(node.inputs[0], leaf("z", 3)))
-    assert verify(replace(graph, inputs=(*graph.inputs, short.inputs[1]),
+    assert problem_of(replace(graph, inputs=(*graph.inputs, short.inputs[1]),
                           outputs=short.outputs)).startswith("f32[tokens, 8] and f32[3]")
-    assert verify(replace(graph, inputs=graph.inputs * 2)) == "test has a leaf twice"
-    assert not verify(graph)
+    assert problem_of(replace(graph, inputs=graph.inputs * 2)) == "test has a leaf twice"
+    assert not problem_of(graph)
 
 
 def test_empty_pipeline() -> None:

@@ -15,6 +15,7 @@ from graphdsl.builder import BuildOptions
 from graphdsl.errors import ToolError
 from graphdsl.hf.checkpoint import Checkpoint
 from graphdsl.hf.model import LanguageModel, open_model
+from graphdsl.hf.sampling import Sampling
 from graphdsl.hf.tokenizer import encode_prompt
 from graphdsl.models.llama import Llama
 from graphdsl.reference import error_of
@@ -89,8 +90,6 @@ def test_greedy_tokens_equal_those_of_transformers(
     ids = prompts[name]
     assert name != "long" or len(ids) > 1000
     wanted = greedy(reference, ids)
-    from graphdsl.hf.sampling import Sampling
-
     found = list(model.generate([ids], sampling=Sampling(NEW, greedy=True)).ids[0])
     if found != wanted:
         at = next(i for i, (a, b) in enumerate(zip(found, wanted, strict=True)) if a != b)
@@ -118,12 +117,13 @@ def test_bf16_agrees_with_f32_as_often_as_transformers_does(
     agreed = {"ours": 0, "theirs": 0}
     count = 0
     for ids in prompts.values():
-        batch = torch.tensor([ids])
+        # torch's bf16 matmul is slow on a CPU without bf16 instructions.
+        batch = torch.tensor([ids[:160]])
         with torch.no_grad():
             exact = reference(batch).logits[0].argmax(-1)
             agreed["theirs"] += int((rounded(batch).logits[0].argmax(-1) == exact).sum())
         agreed["ours"] += int((ours.logits(batch)[0].argmax(-1) == exact).sum())
-        count += len(ids)
+        count += batch.shape[1]
     assert agreed["ours"] >= agreed["theirs"] - 0.01 * count, (agreed, count)
 
 

@@ -84,7 +84,8 @@ def measure(dtype: str, prompt: int, steps: int, runs: int) -> dict[str, Any]:
     results = {}
     for name, pairs in taken.items():
         prefill, decode = (statistics.median(p[i] for p in pairs) for i in (0, 1))
-        results[name] = {"prefill_tokens_per_s": prompt / prefill, "decode_tokens_per_s": 1 / decode}
+        results[name] = {"prefill_tokens_per_s": prompt / prefill,
+                         "decode_tokens_per_s": 1 / decode}
     return {"dtype": dtype, "prompt": prompt, "threads": torch.get_num_threads(), "runs": runs,
             "logits_relative_error": agreement, "results": results}
 

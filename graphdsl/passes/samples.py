@@ -68,8 +68,10 @@ def _sample(leaf: Value, dims: Mapping[str, int], limits: Mapping[Value, Size | 
     shape = [size_value(size, dims) for size in leaf.shape]
     if leaf.dtype in FLOATS:
         made = torch.randn(shape, generator=generator)
-        scale = 1.0 if len(shape) < 2 or not leaf.is_param else float(shape[-1]) ** -0.5
-        return (made * scale).to(torch_dtype(leaf.dtype))
+        if leaf.is_param:
+            # As a norm's weight, or such that a linear keeps the size of what it is given.
+            made = made * shape[-1] ** -0.5 if len(shape) > 1 else 1 + 0.2 * made
+        return made.to(torch_dtype(leaf.dtype))
     if leaf.dtype == "bool":
         return torch.rand(shape, generator=generator) < 0.7
     limit = limits.get(leaf, 4)

@@ -35,7 +35,9 @@ def run_recipe(recipe: Json, params: Mapping[str, Tensor]) -> Tensor:
     def tensor(operand: Any) -> Tensor:
         if isinstance(operand, str):
             return params[operand]
-        return results[operand[0]][operand[1]]
+        step, output = operand
+        found: Tensor = results[step][output]
+        return found
 
     for step in recipe["steps"]:
         module, _, name = step["op"].partition(":")

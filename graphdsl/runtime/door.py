@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 _REGISTERED: dict[str, Any] = {}
 """torch keeps one operator a name and process, and drops it with its Library object."""
 
+_LOCK = threading.Lock()
+
 
 def torch_op(operator: Operator) -> Callable[..., Any]:
     """The registered torch operator, `torch.ops.graphdsl.<name>`, of a built one.
@@ -37,8 +40,9 @@ def torch_op(operator: Operator) -> Callable[..., Any]:
     requires grad is refused in grad mode.
     """
     name = torch_name(operator)
-    if name not in _REGISTERED:
-        _REGISTERED[name] = _define(operator, name)
+    with _LOCK:
+        if name not in _REGISTERED:
+            _REGISTERED[name] = _define(operator, name)
     found: Callable[..., Any] = getattr(torch.ops.graphdsl, name).default
     return found
 

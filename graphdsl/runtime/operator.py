@@ -1,9 +1,10 @@
 """A built library as a torch operator: checks against the manifest, then one native call.
 
 An Operator may be called from several threads at once: every thread has plans and a workspace of
-its own. A State belongs to one caller at a time, and `bind` to none while others call. Threads
-follow `torch.set_num_threads`. After a fork the child runs on one thread, for the parent's OpenMP
-threads do not exist there; start workers with `spawn`, to which an Operator can be sent, for more.
+its own, and other Python threads go on during a step. A State belongs to one caller at a time. A
+call that is under way when weights are bound goes on with those it began with. Threads follow
+`torch.set_num_threads`. After a fork the child runs on one thread, for the parent's OpenMP threads
+do not exist there; start workers with `spawn`, to which an Operator can be sent, for more.
 """
 
 from __future__ import annotations
@@ -129,7 +130,8 @@ class Operator:
         Raises GraphError, before native code runs, for a tensor of another rank, size, dtype or
         device, or with a gap between its rows, and for ids, positions or rows out of range.
         """
-        results = self._run(inputs, self._tensors(state or {}), self._bound_weights()[1])
+        weights = self._bound_weights()  # held, so that another `bind` does not free them
+        results = self._run(inputs, self._tensors(state or {}), weights[1])
         return results[0] if len(results) == 1 else tuple(results)
 
     def _tensors(self, state: State) -> list[Tensor]:

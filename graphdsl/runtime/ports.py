@@ -137,12 +137,12 @@ def listed(names: Iterable[Any], most: int = 8) -> str:
     return (", ".join(map(str, items[:most])) + more) or "none"
 
 
-__all__ = ["Extent", "Port", "listed"]
-
-
 def physical(tensor: Tensor, port: Json, *, back: bool = False) -> Tensor:
     """A state of logical shape [batch, slots, kv_heads, dim] as it lies in memory, or `back`."""
     order = Layout(port["layout"]["order"]).permutation
     if back:
         order = tuple(order.index(axis) for axis in range(len(order)))
     return tensor.permute(order).contiguous()
+
+
+__all__ = ["Extent", "Port", "listed", "physical"]

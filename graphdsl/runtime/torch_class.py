@@ -20,6 +20,7 @@ import os
 import shlex
 import subprocess
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ HERE = Path(__file__).parent
 SOURCES = (HERE / "torch_class.cpp", HERE / "abi.h")
 FLAGS = ("-std=c++20", "-O1", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror")
 LIBRARIES = ("-ltorch", "-ltorch_cpu", "-lc10")
+
+_LOCK = threading.Lock()
 
 
 def register(operator: Operator, name: str | None = None, *, cache: Path,
@@ -53,9 +56,10 @@ def register(operator: Operator, name: str | None = None, *, cache: Path,
 
 def load_class(cache: Path, environment: Mapping[str, str]) -> None:
     """Loads the class into torch, compiled if the cache has none for this torch and compiler."""
-    if not hasattr(torch.ops.graphdsl, "register_operation"):
-        operations: Any = torch.ops
-        operations.load_library(class_library(cache, environment))
+    with _LOCK:
+        if not hasattr(torch.ops.graphdsl, "register_operation"):
+            operations: Any = torch.ops
+            operations.load_library(class_library(cache, environment))
 
 
 def class_library(cache: Path, environment: Mapping[str, str]) -> Path:

@@ -67,9 +67,10 @@ class Words(Layer):
         return embedding(ids, self.table)
 
 
-def built(layer: Layer, cache: Path) -> Path:
+def built(layer: Layer, cache: Path, dtype: str = "f32") -> Path:
     """The folder of the layer's build."""
-    return build_graph(trace(layer), BuildOptions(cache, environment=dict(os.environ))).path
+    options = BuildOptions(cache, dtype=dtype, environment=dict(os.environ))
+    return build_graph(trace(layer, dtype), options).path
 
 
 def weights_of(operator: Operator, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -97,4 +98,5 @@ def steps(batch: int = 2, lengths: Sequence[int] = LENGTHS,
 
 def session(operator: Operator, state: State, seed: int = 1) -> list[torch.Tensor]:
     """The results of all steps, called directly."""
-    return [operator(x, positions, state=state) for x, positions in steps(seed=seed)]
+    dtype = operator.inputs[0].dtype
+    return [operator(x.to(dtype), positions, state=state) for x, positions in steps(seed=seed)]

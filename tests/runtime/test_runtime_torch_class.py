@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-from runtime_layers import SLOTS, session, steps
+from runtime_layers import SLOTS, Block, built, opened, session, steps
 
 from graphdsl.errors import GraphError, ToolError
+from graphdsl.runtime.door import torch_op
 from graphdsl.runtime.operator import Operator, load
 from graphdsl.runtime.torch_class import class_library, register
 
@@ -50,6 +51,21 @@ def test_equals_the_operator(block: Operator, class_cache: Path) -> None:
 def test_several_results_without_state(pair: Operator, class_cache: Path) -> None:
     found = operation(pair, class_cache).execute([X])
     assert all(torch.equal(a, b) for a, b in zip(found, pair(X), strict=True))
+
+
+def test_bf16_through_every_door(cache: Path, class_cache: Path) -> None:
+    operator = opened(built(Block(), cache, "bf16"))
+    state, first, second = operator.new_state(2, SLOTS), caches(operator), caches(operator)
+    wanted = session(operator, state)
+    made, named = operation(operator, class_cache, "bf16"), torch_op(operator)
+    weights = operator.weights
+    for (x, positions), y in zip(steps(), wanted, strict=True):
+        x = x.bfloat16()
+        assert y.dtype == torch.bfloat16
+        assert torch.equal(made.execute([x, positions, *first])[0], y)
+        assert torch.equal(named(x, positions, weights, second), y)
+    assert all(torch.equal(a, b) and torch.equal(a, c)
+               for a, b, c in zip(state.values(), first, second, strict=True))
 
 
 @pytest.mark.usefixtures("threads")

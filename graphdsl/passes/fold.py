@@ -43,7 +43,7 @@ def _hoisted(node: Node) -> Node:
     once_made = _work(body, set(invariant))
     _keep_views(body, once_made)
     same = list(_ends(body, once_made))
-    own_made = {n: None for n in _work(body, set(body.params)) if n not in once_made}
+    own_made = {n: None for n in _fixed_work(body) if n not in once_made}
     own = list(_ends(body, own_made))
     if not same and not own:
         return node
@@ -107,9 +107,7 @@ class Fold:
     name: ClassVar[str] = "fold"
 
     def run(self, graph: Graph, target: Target) -> Result:
-        params = set(graph.params)
-        work = {n: None for n in _work(graph, params) if not _is_symbolic(n)}
-        work = _closed(work, params)
+        work = _fixed_work(graph)
         recipes: dict[str, Graph] = {}
         new: dict[Value, Value] = {}
         fired: list[Fired] = []
@@ -130,12 +128,14 @@ class Fold:
                       {p.name: recipes[p.name] for p in made})
 
 
-def _closed(work: dict[Node, None], params: set[Value]) -> dict[Node, None]:
-    """The part of `work` that reads nothing outside of it."""
+def _fixed_work(graph: Graph) -> dict[Node, None]:
+    """The work on params alone whose sizes and numbers are known when weights are loaded."""
+    params = set(graph.params)
     kept: dict[Node, None] = {}
-    for node in work:
-        if all(v in params or v.node in kept or (v.node and v.node.op is constant)
-               for v in node.inputs):
+    for node in _work(graph, params):
+        if not _is_symbolic(node) and all(v in params or v.node in kept
+                                          or (v.node and v.node.op is constant)
+                                          for v in node.inputs):
             kept[node] = None
     return kept
 

@@ -70,8 +70,9 @@ def compiled(rule: type[FusionRule]) -> Compiled:
     attrs = tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
     made = rule.before(*map(Pattern, operands), **{name: AttrVar(name) for name in attrs})
     outputs: tuple[Pattern, ...] = made if isinstance(made, tuple) else (made,)
-    parts = _parts(outputs[0])
-    assert all(p in parts for p in outputs), f"{rule.__name__}: its first output needs the others"
+    made_by = {p.made_by for p in _parts(outputs[0]) if isinstance(p, Pattern)}
+    assert all(p.made_by in made_by for p in outputs), (
+        f"{rule.__name__}: the other outputs have to be parts of the first one's expression")
     return Compiled(outputs, operands, attrs, _depth(outputs[0]))
 
 
@@ -151,7 +152,8 @@ class FusionRule:
         raise matcher.best
 
     def _checked(self, overlay: Overlay, pattern: Compiled, match: Match) -> Candidate:
-        replaced = tuple(match.values[p] for p in pattern.outputs)
+        replaced = tuple(match.nodes[p.made_by].outputs[p.index] for p in pattern.outputs
+                         if p.made_by)
         nodes = tuple(dict.fromkeys(match.nodes.values()))
         for value in (v for n in nodes for v in n.outputs if v not in replaced):
             overlay.check_inner(value, nodes)

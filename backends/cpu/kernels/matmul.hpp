@@ -10,7 +10,7 @@ constexpr i64 few_rows = 2 * R;           // up to here the weights are streamed
 constexpr i64 block_k = 256;              // words of k whose panel stays in L1
 constexpr i64 block_rows = 16 * R;        // rows of x that stay in L2 with it
 constexpr i64 block_columns = 128;        // columns whose sums and unpacked weights stay in L2
-constexpr i64 chunk_rows = 5 * block_rows;  // rows for which x is copied and the weights are read once
+constexpr i64 chunk_rows = 88 * R;         // rows for which x is copied and the weights are read once
 
 // The words of x that go with T's packed weights: many rows of bf16 are multiplied in f32 unless there is a dot product.
 #if defined(GD_BF16_DOT)
@@ -119,15 +119,26 @@ inline Grid choose_grid(i64 strips, i64 groups, int threads) {
   return best;
 }
 
-// x[rows][k] as blocks [words / block_k][padded rows][words of the block], copied by all threads together.
+// R rows of x, from word `begin`, side by side: [size][R].
+template <class T>
+GD_NOINLINE void copy_strip(const T* x, i64 stride, i64 rows, i64 k, i64 begin, i64 size, int32_t* to) {
+  alignas(64) int32_t row[R][block_k];
+  for (i64 r = 0; r < R; ++r)
+    if (r < rows) copy_words(x + r * stride, k, begin, size, reinterpret_cast<char*>(row[r]));
+    else __builtin_memset(row[r], 0, sizeof row[r]);
+  for (i64 i = 0; i < size; ++i)
+    for (int r = 0; r < R; ++r) *to++ = row[r][i];
+}
+// x[rows][k] as blocks [words / block_k][strips][words of the block][R], copied by all threads together.
 template <class T>
 GD_NOINLINE void copy_blocks(const Team& team, const T* x, i64 stride, i64 rows, i64 padded, i64 k, char* to) {
   const i64 count = x_words<T>(k);
-  const Range mine = team.share(rows);
+  const Range mine = team.share((rows + R - 1) / R);
   for (i64 begin = 0; begin < count; begin += block_k) {
     const i64 size = least(block_k, count - begin);
-    for (i64 r = mine.begin; r < mine.end; ++r)
-      copy_words(x + r * stride, k, begin, size, to + (begin * padded + r * size) * 4);
+    for (i64 s = mine.begin; s < mine.end; ++s)
+      copy_strip(x + s * R * stride, stride, rows - s * R, k, begin, size,
+                 reinterpret_cast<int32_t*>(to) + begin * padded + s * R * size);
   }
 }
 
@@ -158,17 +169,23 @@ GD_NOINLINE void many_block(const char* x, i64 padded, Range rows, const T* w, R
       block[p - group.begin] = unpacks ? reinterpret_cast<const char*>(to) : panel + begin * NB * 4;
     }
     const char* xb = x + begin * padded * 4;
+    const i64 count_panels = group.end - group.begin;
     for (i64 r0 = rows.begin; r0 < rows.end; r0 += block_rows)
-      for (i64 p = 0; p < group.end - group.begin; ++p)
+      for (i64 p = 0; p < count_panels; ++p)
         for (i64 r = r0; r < least(r0 + block_rows, rows.end); r += R) {
-          const char* pointers[R];
-          for (int i = 0; i < R; ++i) pointers[i] = xb + (r + i) * size * 4;
-          tile_rows<typename Kinds<T>::many>(pointers, int(least(R, rows.end - r)), block[p], size,
-                                             c + (r - rows.begin) * block_columns + p * NB, block_columns, begin > 0);
+          const char* next = block[p + 1 < count_panels ? p + 1 : 0] + (r - r0) / R * size * 8;
+          strip_tile<typename Kinds<T>::many>(xb + r * size * 4, block[p], size,
+                                              c + (r - rows.begin) * block_columns + p * NB, block_columns, begin > 0,
+                                              next);
         }
   }
 }
 
+// Rows of a chunk, whole strips, such that the chunks are of one size.
+GD_INLINE i64 even_chunk(i64 rows) {
+  const i64 chunks = (rows + chunk_rows - 1) / chunk_rows;
+  return round_up((rows + chunks - 1) / chunks, R);
+}
 GD_INLINE i64 block_floats(i64 padded) { return padded * block_columns; }
 GD_INLINE i64 own_floats(i64 padded, int nw) { return block_k * block_columns + nw * block_floats(padded); }
 
@@ -176,11 +193,11 @@ template <int NW, class T, class Epi>
 void many(const Team& team, const T* x, i64 stride, const T* const (&w)[NW], i64 rows, i64 n, i64 k, char* scratch,
           Epi& epi) {
   constexpr i64 group = block_columns / NB;
-  const i64 most_rows = round_up(least(rows, chunk_rows), R), x_bytes = round_up(most_rows * round_up(k, 2) * 4, 64);
+  const i64 most_rows = even_chunk(rows), x_bytes = round_up(most_rows * round_up(k, 2) * 4, 64);
   float* own = reinterpret_cast<float*>(scratch + x_bytes) + team.id * own_floats(most_rows, NW);
   float* sums = own + block_k * block_columns;
-  for (i64 row = 0; row < rows; row += chunk_rows) {
-    const i64 here = least(chunk_rows, rows - row), strips = (here + R - 1) / R;
+  for (i64 row = 0; row < rows; row += most_rows) {
+    const i64 here = least(most_rows, rows - row), strips = (here + R - 1) / R;
     team.barrier();
     copy_blocks(team, x + row * stride, stride, here, most_rows, k, scratch);
     team.barrier();
@@ -205,7 +222,7 @@ inline i64 matmul_scratch(i64 rows, i64 n, i64 k, int nw, int threads) {
   (void)n;
   const i64 row_bytes = round_up(k, 2) * 4;
   if (rows <= product::few_rows) return threads * round_up(rows * row_bytes, 64);
-  const i64 padded = round_up(least(rows, product::chunk_rows), R);
+  const i64 padded = product::even_chunk(rows);
   return round_up(padded * row_bytes, 64) + threads * product::own_floats(padded, nw) * 4;
 }
 

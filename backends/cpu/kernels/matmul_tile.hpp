@@ -45,7 +45,19 @@ struct DotWords {  // x: pairs of bf16
   static constexpr int x_words = 1;
 };
 
-template <int Rows, class Kind> GD_INLINE void step(F (&acc)[Rows][V], const char* const (&x)[Rows], i64 k, const char* w) {
+// Where a tile finds word k of row r: rows anywhere, or a strip of R rows side by side.
+template <int Rows> struct RowPointers {
+  const char* row[Rows];
+  template <class Kind> GD_INLINE const char* at(i64 k, int part, int r) const {
+    return row[r] + (k * Kind::x_words + part) * 4;
+  }
+};
+struct Strip {
+  const char* words;
+  template <class Kind> GD_INLINE const char* at(i64 k, int, int r) const { return words + (k * R + r) * 4; }
+};
+
+template <int Rows, class Kind, class X> GD_INLINE void step(F (&acc)[Rows][V], const X& x, i64 k, const char* w) {
   I word[V];
 #pragma GCC unroll 4
   for (int v = 0; v < V; ++v) word[v] = load_raw<I>(w + v * W * 4, Full{});
@@ -56,12 +68,22 @@ template <int Rows, class Kind> GD_INLINE void step(F (&acc)[Rows][V], const cha
       weight[v] = !same<Kind, PairWords>::value ? (F)word[v] : part == 0 ? low_half(word[v]) : high_half(word[v]);
 #pragma GCC unroll 6
     for (int r = 0; r < Rows; ++r) {
-      const I word_x = splat_i(load_word(x[r] + (k * Kind::x_words + part) * 4));
+      const I word_x = splat_i(load_word(x.template at<Kind>(k, part, r)));
 #pragma GCC unroll 4
       for (int v = 0; v < V; ++v)
         acc[r][v] = same<Kind, DotWords>::value ? dot2(acc[r][v], (I)weight[v], word_x) : fma((F)word_x, weight[v], acc[r][v]);
     }
   }
+}
+
+template <int Rows> GD_INLINE void store_sums(const F (&acc)[Rows][V], float* c, i64 c_stride, bool add) {
+#pragma GCC unroll 6
+  for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) {
+      float* to = c + r * c_stride + v * W;
+      store(to, add ? acc[r][v] + load(to, Full{}) : acc[r][v], Full{});
+    }
 }
 
 // c[Rows][NB] (+)= x[Rows][count words] times one panel.  With few rows the panel streams from memory and is prefetched,
@@ -70,29 +92,40 @@ template <int Rows, class Kind>
 GD_NOINLINE void tile(const char* const* rows, const char* w, i64 count, float* c, i64 c_stride, bool add) {
   constexpr int Sets = Rows * V >= 8 ? 1 : 8 / (Rows * V);
   F acc[Sets][Rows][V] = {};
-  const char* x[Rows];
-  for (int r = 0; r < Rows; ++r) x[r] = rows[r];
+  RowPointers<Rows> x;
+  for (int r = 0; r < Rows; ++r) x.row[r] = rows[r];
   i64 k = 0;
-  for (; k + 4 <= count; k += 4) {
+  for (; k + 4 <= count; k += 4, w += 4 * NB * 4)
 #pragma GCC unroll 4
     for (int u = 0; u < 4; ++u) {
       if constexpr (Rows <= 4)
         for (int line = 0; line < NB * 4; line += 64) __builtin_prefetch(w + 4096 + u * NB * 4 + line);
       step<Rows, Kind>(acc[u % Sets], x, k + u, w + u * NB * 4);
     }
-    w += 4 * NB * 4;
-  }
   for (; k < count; ++k, w += NB * 4) step<Rows, Kind>(acc[0], x, k, w);
   for (int s = 1; s < Sets; ++s)
     for (int r = 0; r < Rows; ++r)
       for (int v = 0; v < V; ++v) acc[0][r][v] += acc[s][r][v];
-#pragma GCC unroll 6
-  for (int r = 0; r < Rows; ++r)
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) {
-      float* to = c + r * c_stride + v * W;
-      store(to, add ? acc[0][r][v] + load(to, Full{}) : acc[0][r][v], Full{});
-    }
+  store_sums(acc[0], c, c_stride, add);
+}
+
+// The same for a strip of R rows side by side.  Meanwhile it fetches what comes next: its own sums, and `ahead`, a line for
+// each 8 words.
+template <class Kind>
+GD_NOINLINE void strip_tile(const char* strip, const char* w, i64 count, float* c, i64 c_stride, bool add,
+                            const char* ahead) {
+  F acc[R][V] = {};
+  Strip x = {strip};
+  for (int r = 0; r < R; ++r)
+    for (int line = 0; line < NB * 4; line += 64) __builtin_prefetch(c + r * c_stride + line / 4);
+  i64 k = 0;
+  for (; k + 8 <= count; k += 8, w += 8 * NB * 4, x.words += 8 * R * 4, ahead += 64) {
+    __builtin_prefetch(ahead);
+#pragma GCC unroll 8
+    for (int u = 0; u < 8; ++u) step<R, Kind>(acc, x, u, w + u * NB * 4);
+  }
+  for (; k < count; ++k, w += NB * 4, x.words += R * 4) step<R, Kind>(acc, x, 0, w);
+  store_sums(acc, c, c_stride, add);
 }
 
 // The tile for 1 .. R rows; 3 and 5 rows take two.

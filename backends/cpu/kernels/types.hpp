@@ -5,7 +5,7 @@
 #include <stdint.h>
 
 #define GD_INLINE inline __attribute__((always_inline))
-#define GD_NOINLINE __attribute__((noinline))
+#define GD_NOINLINE __attribute__((noinline, noclone))
 
 // GD_LANES overrides the width, so that the 16-lane algorithms can be run on a machine without AVX-512.
 #if !defined(GD_LANES)

@@ -97,7 +97,7 @@ def repeat_view(call: RepeatCall) -> View:
             "table": inputs + states + params + len(carried)}
 
 
-def _array(items: Sequence[Size | Poly | str]) -> str:
+def _array(items: Sequence[object]) -> str:
     return "{" + ", ".join(map(str, items)) + "}"
 
 
@@ -108,7 +108,7 @@ def _count(shape: Sequence[Size]) -> str:
 def _copy(call: Call, scratch: str) -> list[str]:
     source, target = call.inputs[0], call.outputs[0]
     sizes, (a, b) = collapsed_rows(source.shape, [source.strides, target.strides])
-    members = [address(source), address(target), len(sizes), *map(_array, (sizes, a, b))]
+    members = [address(source), address(target), str(len(sizes)), *map(_array, (sizes, a, b))]
     return [f"copy_strided(team, StridedCopy<{CTYPES[source.dtype]}>{_array(members)});"]
 
 

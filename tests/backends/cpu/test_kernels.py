@@ -1,4 +1,4 @@
-"""Compiles the kernel tests for every instruction set, runs them, and checks what compiling costs."""
+"""The kernel tests, compiled for every instruction set and run, and what compiling costs."""
 
 from __future__ import annotations
 
@@ -90,7 +90,8 @@ template <class T> void use(const Team& team) {
   const T* const one[1] = {};
   const T* const two[2] = {};
   T* y = nullptr;
-  matmul<1>(team, y, 1, one, 1, 1, 1, nullptr, [&](i64, i64 c, auto l, F a) { store(y + c, a, l); });
+  matmul<1>(team, y, 1, one, 1, 1, 1, nullptr,
+            [&](i64, i64 c, auto l, F a) { store(y + c, a, l); });
   matmul<2>(team, y, 1, two, 1, 1, 1, nullptr,
             [&](i64, i64 c, auto l, F a, F b) { store(y + c, a * v_sigmoid(a) * b, l); });
   embedding(team, nullptr, 1, y, 1, 1, y, 1);

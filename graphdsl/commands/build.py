@@ -20,6 +20,7 @@ def run(args: argparse.Namespace, session: Session) -> int:
     # Tracing again happens inside of --verify, where references may import the file's neighbours.
     with source.importing():
         built = build_graph(source.graph, options)
+    session.progress.clear()
     verb = "emitted" if args.emit_only else "built"
     say(f"{verb} {built.name} for {args.backend} in {built.seconds:.2f} s: {built.path}")
     return 0

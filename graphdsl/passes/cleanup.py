@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from graphdsl.ir import Graph, Value
-from graphdsl.passes.base import Result, in_bodies
+from graphdsl.ir import Graph, Node, Value
+from graphdsl.passes.base import Missed, Result, in_bodies
 from graphdsl.passes.identities import simplified
 from graphdsl.passes.memory import effects_of
 from graphdsl.passes.rewrite import substitute
@@ -30,6 +30,21 @@ def common_subexpressions(graph: Graph) -> Graph:
         if known is not node.outputs and not effects_of(node).writes:
             new.update(zip(node.outputs, known, strict=True))
     return substitute(graph, new) if new else graph
+
+
+def nearly_equal(graph: Graph) -> tuple[Missed, ...]:
+    """Operations on the same operands that would be one but for an attribute."""
+    first: dict[Any, Node] = {}
+    missed = []
+    for node in graph.nodes:
+        other = first.setdefault((node.op, node.inputs), node)
+        if other is node or not node.op.is_operation or not node.attrs:
+            continue
+        name, value = next((a for a in node.attrs if a not in other.attrs), node.attrs[0])
+        missed.append(Missed("CommonSubexpression", node.loc, node.scope,
+                             f"{name} of {node.name} is {value}, that of the other {node.name} of "
+                             f"this value is {other.attr.get(name)}", other.loc))
+    return tuple(missed)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from graphdsl.errors import Loc
 from graphdsl.ir import Graph, Node
 from graphdsl.passes.activation import GeluMul, SiluMul
 from graphdsl.passes.base import Fired, Missed, Result, in_bodies
-from graphdsl.passes.cleanup import common_subexpressions
+from graphdsl.passes.cleanup import common_subexpressions, nearly_equal
 from graphdsl.passes.engine import apply_rules
 from graphdsl.passes.linear import LINEARS, MergeLinears
 from graphdsl.passes.norm import AddRMSNorm
@@ -42,6 +42,7 @@ class _Levels:
     def opened(self, graph: Graph) -> Graph:
         """`graph` with nothing left to open."""
         graph = common_subexpressions(in_bodies(graph, self.opened))
+        self.missed.update(dict.fromkeys(nearly_equal(graph)))
         while True:
             for rules in self.steps:
                 graph, fired, missed = apply_rules(graph, rules)

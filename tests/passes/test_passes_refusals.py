@@ -134,6 +134,17 @@ def test_ordinary_pointwise_nodes_are_no_near_misses() -> None:
     assert apply_rules(graph_of(X * R, X + R), [SiluMul(), AddRMSNorm()])[1:] == ((), ())
 
 
+def test_two_norms_that_differ_in_eps() -> None:
+    first = rms_norm(X, W, eps=1e-5)  # first
+    second = rms_norm(X, W, eps=1e-3)  # second
+    graph = graph_of(linear(first, WQ), linear(second, WK))
+    missed = [m for r in run_pipeline(graph, CPU).report for m in r.missed]
+    miss = next(m for m in missed if m.rule == "CommonSubexpression")
+    assert miss.reason == "eps of rms_norm is 0.001, that of the other rms_norm of this value is " \
+                          "1e-05"
+    assert (miss.loc, miss.at) == (line_of("second", __file__), line_of("first", __file__))
+
+
 SHAPE = Shape(hidden=16, heads=2, kv_heads=2, head_dim=4, ffn=8)
 
 

@@ -13,6 +13,7 @@ from graphdsl.recipes import recipe_json
 
 FORMAT = 1
 Json = dict[str, Any]
+Bounds = dict[Value, list[tuple[Size, Size]]]
 
 
 @dataclass(frozen=True)
@@ -61,11 +62,10 @@ def manifest_of(plan: Plan, source: Graph, identity: Identity) -> Json:
     }
 
 
-def _input_json(value: Value, bounds: dict[Value, tuple[Size, Size]]) -> Json:
+def _input_json(value: Value, bounds: Bounds) -> Json:
     made: Json = {"name": value.name, **type_json(value.type)}
     if value in bounds:
-        low, high = bounds[value]
-        made["range"] = [size_json(low), size_json(high)]
+        made["ranges"] = [[size_json(low), size_json(high)] for low, high in bounds[value]]
     return made
 
 
@@ -76,16 +76,15 @@ def _param_json(port: Port, plan: Plan) -> Json:
     return made
 
 
-def input_bounds(graph: Graph) -> dict[Value, tuple[Size, Size]]:
-    """[lowest, highest + 1) of the i32 inputs that kernels index with: token ids, positions and
-    rows. A call outside of them is refused before native code runs."""
-    found: dict[Value, tuple[Size, Size]] = {}
+def input_bounds(graph: Graph) -> Bounds:
+    """[lowest, highest + 1) of the i32 inputs that kernels index with, straight or through views:
+    token ids, positions and rows. A call outside of any is refused before native code runs."""
+    found: Bounds = {}
     _collect_bounds(graph, {v: v for v in graph.inputs}, found)
     return found
 
 
-def _collect_bounds(graph: Graph, inputs: dict[Value, Value],
-                    found: dict[Value, tuple[Size, Size]]) -> None:
+def _collect_bounds(graph: Graph, inputs: dict[Value, Value], found: Bounds) -> None:
     for node in graph.nodes:
         if node.name == "repeat" or (node.body is not None and node.op.is_operation):
             assert node.body is not None
@@ -93,10 +92,12 @@ def _collect_bounds(graph: Graph, inputs: dict[Value, Value],
                      if v in inputs}
             _collect_bounds(node.body, inner, found)
             continue
-        for index, (low, high) in _indexing(node.name, node.inputs).items():
+        if node.op.kind == "view" and node.inputs[0] in inputs:
+            inputs |= dict.fromkeys(node.outputs, inputs[node.inputs[0]])
+        for index, bounds in _indexing(node.name, node.inputs).items():
             value = inputs.get(node.inputs[index])
-            if value is not None:
-                found.setdefault(value, (low, high))
+            if value is not None and bounds not in found.setdefault(value, []):
+                found[value].append(bounds)
 
 
 def _indexing(name: str, inputs: Sequence[Value]) -> dict[int, tuple[Size, Size]]:

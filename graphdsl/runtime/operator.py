@@ -222,9 +222,8 @@ class Operator:
         shapes = [t.shape for t in (*inputs, *state)]
         key = self._key(shapes)
         workspace = self._workspace(dims, key[0])
-        ranges = [(i, inputs[i].numel(), int(port.range[0].value(dims)),
-                   int(port.range[1].value(dims)))
-                  for i, port in enumerate(self.inputs) if port.range]
+        ranges = [(i, inputs[i].numel(), int(low.value(dims)), int(high.value(dims)))
+                  for i, port in enumerate(self.inputs) for low, high in port.ranges]
         plan = Plan(self._native, [dims[name] for name in self._dims], key[0],
                     -(-workspace.data_ptr() // 64) * 64, len(shapes),
                     len(self.manifest["params"]), len(self.outputs), ranges)

@@ -55,12 +55,12 @@ class Extent:
 
 @dataclass(frozen=True)
 class Port:
-    """One tensor: its sizes as they lie in memory, and the range of the numbers in it."""
+    """One tensor: its sizes as they lie in memory, and the ranges in which its numbers lie."""
 
     name: str
     type: str
     shape: tuple[Extent, ...]
-    range: tuple[Extent, Extent] | None = None
+    ranges: tuple[tuple[Extent, Extent], ...] = ()
 
     @staticmethod
     def read(port: Json) -> Port:
@@ -68,9 +68,9 @@ class Port:
         shape = [Extent.read(s) for s in port["shape"]]
         if "layout" in port:
             shape = [shape[axis] for axis in Layout(port["layout"]["order"]).permutation]
-        low, high = (Extent.read(s) for s in port.get("range", (0, 0)))
-        return Port(port["name"], port["dtype"], tuple(shape),
-                    (low, high) if "range" in port else None)
+        ranges = tuple((Extent.read(low), Extent.read(high))
+                       for low, high in port.get("ranges", ()))
+        return Port(port["name"], port["dtype"], tuple(shape), ranges)
 
     @cached_property
     def dtype(self) -> torch.dtype:
@@ -117,17 +117,16 @@ class Port:
 
     def check_range(self, owner: str, tensor: Tensor, dims: Mapping[str, int]) -> None:
         """Raises GraphError for an index that would read or write beyond what it indexes."""
-        if self.range is None:
-            return
-        low, high = (extent.value(dims) for extent in self.range)
-        least, most = (int(x) for x in torch.aminmax(tensor))
-        if least >= low and most < high:
-            return
-        hint = "the highest is the size of what is indexed, less 1"
-        if any(name == "slots" for name, _ in self.range[1].terms):
-            hint = "the cache is full: make a state with more slots; -1 marks padding"
-        raise GraphError(f"{owner}: {self.name} holds {least if least < low else most}, wanted "
-                         f"{low} to {high - 1}", hint=hint)
+        least, most = (int(x) for x in torch.aminmax(tensor)) if self.ranges else (0, 0)
+        for extents in self.ranges:
+            low, high = (extent.value(dims) for extent in extents)
+            if least >= low and most < high:
+                continue
+            hint = "the highest is the size of what is indexed, less 1"
+            if any(name == "slots" for name, _ in extents[1].terms):
+                hint = "the cache is full: make a state with more slots; -1 marks padding"
+            raise GraphError(f"{owner}: {self.name} holds {least if least < low else most}, "
+                             f"wanted {low} to {high - 1}", hint=hint)
 
 
 def listed(names: Iterable[Any], most: int = 8) -> str:

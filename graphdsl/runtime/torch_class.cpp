@@ -58,8 +58,7 @@ struct Port {
   std::string name, wanted;
   at::ScalarType type = at::kFloat;
   std::vector<Extent> shape;
-  bool ranged = false;
-  Extent low, high;
+  std::vector<std::pair<Extent, Extent>> ranges;
 
   std::vector<std::int64_t> sizes(const Dims& dims) const {
     std::vector<std::int64_t> found;
@@ -98,10 +97,9 @@ class Reader {
     made.wanted = text();
     made.type = types.at(text());
     for (auto left = number(); left > 0; --left) made.shape.push_back(extent());
-    made.ranged = number() != 0;
-    if (made.ranged) {
-      made.low = extent();
-      made.high = extent();
+    for (auto left = number(); left > 0; --left) {
+      Extent low = extent();
+      made.ranges.emplace_back(std::move(low), extent());
     }
     return made;
   }
@@ -213,12 +211,13 @@ void check_tensor(const std::string& owner, const Port& port, const at::Tensor& 
 
 void check_range(const std::string& owner, const Port& port, const at::Tensor& tensor,
                  const Dims& dims) {
-  if (!port.ranged) return;
-  const auto low = port.low.value(dims), high = port.high.value(dims);
-  const auto* numbers = tensor.const_data_ptr<std::int32_t>();
-  for (std::int64_t i = 0; i < tensor.numel(); ++i) {
-    TORCH_CHECK(numbers[i] >= low && numbers[i] < high, owner, ": ", port.name, " holds ",
-                numbers[i], ", wanted ", low, " to ", high - 1);
+  for (const auto& [lowest, end] : port.ranges) {
+    const auto low = lowest.value(dims), high = end.value(dims);
+    const auto* numbers = tensor.const_data_ptr<std::int32_t>();
+    for (std::int64_t i = 0; i < tensor.numel(); ++i) {
+      TORCH_CHECK(numbers[i] >= low && numbers[i] < high, owner, ": ", port.name, " holds ",
+                  numbers[i], ", wanted ", low, " to ", high - 1);
+    }
   }
 }
 

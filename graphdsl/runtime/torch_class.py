@@ -137,9 +137,9 @@ def _port_numbers(port: Port, place: Mapping[str, int]) -> list[int]:
     numbers = [len(port.shape)]
     for extent in port.shape:
         numbers += _extent_numbers(extent, place)
-    numbers.append(int(port.range is not None))
-    for extent in port.range or ():
-        numbers += _extent_numbers(extent, place)
+    numbers.append(len(port.ranges))
+    for low, high in port.ranges:
+        numbers += _extent_numbers(low, place) + _extent_numbers(high, place)
     return numbers
 
 

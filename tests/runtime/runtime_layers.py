@@ -11,7 +11,16 @@ import torch
 from graphdsl.builder import BuildOptions, build_graph
 from graphdsl.ir import Value
 from graphdsl.layer import KVCache, Layer, Param, trace
-from graphdsl.ops import attention, embedding, linear, merge_heads, rms_norm, silu, split_heads
+from graphdsl.ops import (
+    attention,
+    embedding,
+    linear,
+    merge_heads,
+    rms_norm,
+    silu,
+    split_heads,
+    transpose,
+)
 from graphdsl.runtime.operator import Operator, State, load
 
 HIDDEN = 32
@@ -56,15 +65,17 @@ class Pair(Layer):
 
 
 class Words(Layer):
-    """Token ids into rows of a table."""
+    """Token ids into rows of two tables, the shorter one through a view."""
 
     signature = "ids[batch, tokens]:i32 -> y[batch, tokens, 32]"
 
     def __init__(self) -> None:
-        self.table = Param(50, HIDDEN)
+        self.table = Param(60, HIDDEN)
+        self.short = Param(50, HIDDEN)
 
     def forward(self, ids: Value) -> Value:
-        return embedding(ids, self.table)
+        turned = embedding(transpose(ids, order=(1, 0)), self.short)
+        return embedding(ids, self.table) + transpose(turned, order=(1, 0, 2))
 
 
 def built(layer: Layer, cache: Path, dtype: str = "f32") -> Path:

@@ -125,9 +125,11 @@ def test_inputs_that_require_grad_are_fine_without_grad_mode(block: Operator) ->
 
 
 def test_ids_out_of_range(words: Operator) -> None:
+    weights, ids = weights_of(words), torch.tensor([[3, 49], [0, 7]], dtype=torch.int32)
+    assert torch.equal(words(ids), weights["table"][ids] + weights["short"][ids])
     with pytest.raises(GraphError, match="ids holds 50, wanted 0 to 49"):
         words(torch.tensor([[3, 50]], dtype=torch.int32))
-    with pytest.raises(GraphError, match="ids holds -1, wanted 0 to 49"):
+    with pytest.raises(GraphError, match="ids holds -1, wanted 0 to 59"):
         words(torch.tensor([[3, -1]], dtype=torch.int32))
 
 

@@ -42,7 +42,7 @@ def _show(command: argparse.ArgumentParser) -> None:
     which = command.add_mutually_exclusive_group()
     which.add_argument("--after", metavar="PASS", help="the graph after this pass")
     which.add_argument("--all", action="store_true", help="as traced and after every pass")
-    command.add_argument("--format", choices=("text", "dot", "svg"), default="text")
+    command.add_argument("--format", choices=("text", "dot", "svg", "html"), default="text")
 
 
 def _explain(command: argparse.ArgumentParser) -> None:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 
 from graphdsl.backend import find_backend
+from graphdsl.commands.page import page
 from graphdsl.commands.session import Session, say
 from graphdsl.errors import GraphError, ToolError
 from graphdsl.ir import Graph
@@ -24,11 +25,13 @@ def run(args: argparse.Namespace, session: Session) -> int:
     if args.after or args.all:
         run_pipeline(source.graph, find_backend(args.backend).target, dict(args.passes),
                      observe=lambda name, graph: stages.append((name, graph)))
-    if args.all:
-        _print_all(stages, args.format, session)
-        return 0
-    wanted = args.after or "trace"
-    say(_render(dict(stages)[wanted], args.format, session))
+    wanted = stages if args.all else [s for s in stages if s[0] == (args.after or "trace")]
+    if args.format == "html":
+        say(page(f"{source.name} ({args.file.name})", wanted))
+    elif args.all:
+        _print_all(wanted, args.format, session)
+    else:
+        say(_render(wanted[0][1], args.format, session))
     return 0
 
 

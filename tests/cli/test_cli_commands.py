@@ -88,6 +88,17 @@ def test_show_dot(cli: Cli) -> None:
     assert drawing.rstrip().endswith("}")
 
 
+def test_show_html(cli: Cli) -> None:
+    page = cli("show", "layer.py", "--format", "html", "--all").out
+    assert page.startswith("<!doctype html>")
+    assert page.count("<pre>") == page.count("</pre>") >= 2
+    assert '<span data-value="x">%x</span>' in page
+    assert "<h2>loops" in page
+    one = cli("show", "layer.py", "--format", "html", "--after", "loops").out
+    assert one.count("<pre>") == 1
+    assert "matmul_epilogue" in one
+
+
 def test_svg_without_graphviz(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("graphdsl.commands.show.shutil.which", lambda *_, **__: None)
     result = cli("show", "layer.py", "--format", "svg")

@@ -96,3 +96,16 @@ def test_reader_that_leaves(own_cache: Path) -> None:
     with process.stderr as errors:
         assert errors.read() == ""
     assert process.wait() == 0
+
+
+def test_warm_build_takes_little(own_cache: Path) -> None:
+    """Processor time and not the clock's, for other tests run beside this one."""
+    example = Path(__file__).parents[2] / "examples" / "llama_layer.py"
+    for _ in range(2):
+        with start("build", example) as process:
+            assert process.stdout
+            process.stdout.read()
+            _, status, used = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+        assert process.returncode == 0
+    assert used.ru_utime + used.ru_stime < 0.7

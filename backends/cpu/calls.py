@@ -12,6 +12,7 @@ from graphdsl.views import Ref, collapsed_rows
 
 from .loops import (
     BLOCK,
+    CHUNK,
     CTYPES,
     EpilogueCode,
     address,
@@ -38,7 +39,8 @@ def view_of(call: Call | RepeatCall) -> View:
                     "scratch": address(call.scratch) if call.scratch else "nullptr"}
     if call.op == "loop":
         code = loop_code(call.node, call.inputs, call.outputs)
-        return common | {"template": "loop.cpp.j2", "code": code, "block": BLOCK}
+        return common | {"template": "loop.cpp.j2", "code": code, "block": BLOCK,
+                         "chunk": CHUNK}
     if call.op in ("matmul_nt", "matmul_epilogue") and is_packed_matmul(call):
         return common | matmul_view(call)
     lines = KERNELS[call.op](call, common["scratch"])

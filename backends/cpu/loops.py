@@ -39,15 +39,20 @@ CHEAP = frozenset({"cast", "add", "sub", "mul", "neg", "maximum", "minimum", "wh
                    "less_equal", "greater", "greater_equal", "equal", "constant"})
 CHEAPEST = 4
 """How many cheap operations are done again rather than kept in scratch."""
+CHUNK = "32 * W"
+"""Columns of one part of a sum."""
 BLOCK = 2048
 """Columns of one share of a loop without reductions."""
 
 
 @dataclass
 class Phase:
-    """Statements before the columns, for every vector of columns, and after them."""
+    """Statements before the columns, for every vector of columns, and after them. Sums are kept
+    for a chunk of columns at a time (`part_x`) and added up in `x`: one long chain of additions
+    would lose small terms."""
 
     before: list[str] = field(default_factory=list)
+    sums: list[str] = field(default_factory=list)
     columns: list[str] = field(default_factory=list)
     after: list[str] = field(default_factory=list)
 
@@ -233,7 +238,11 @@ class Emitter:
             return
         phase = self.phases[at]
         phase.before.append(f"F {name} = splat({start});")
-        self._line(at, f"{name} = {step.format(a=name, x=self._get(node.inputs[0], at))};")
+        kept = name
+        if node.name == "reduce_sum":
+            phase.sums.append(name)
+            kept = f"part_{name}"
+        self._line(at, f"{kept} = {step.format(a=kept, x=self._get(node.inputs[0], at))};")
         self.uniform[value] = f"r{name}"
         text = self._rounded(value, f"splat({finish}({name}))")
         phase.after.append(f"const F r{name} = {text};")

@@ -80,12 +80,31 @@ GD_NOINLINE void few_pointers(const Team& team, const T* x, i64 stride, i64 rows
   for (i64 r = 0; r < rows; ++r) pointers[r] = scratch + r * row_bytes;
 }
 
-// c[rows][NB] = the rows times one whole panel.
+constexpr i64 few_stride = most_side_panels * NB;  // of a row of sums
+
+// c[rows][few_stride] = the rows times whole panels, at most side_panels<1> of them.
 template <class T>
-GD_INLINE void few_panel(const char* const* x, i64 rows, const T* w, i64 panel, i64 k, float* c) {
-  const char* panel_words = reinterpret_cast<const char*>(w) + panel * words<T>(k) * NB * 4;
-  for (i64 r = 0; r < rows; r += R)
-    tile_rows<typename Kinds<T>::few>(x + r, int(least(R, rows - r)), panel_words, words<T>(k), c + r * NB, NB, false);
+GD_NOINLINE void few_panels(const char* const* x, i64 rows, const T* w, Range group, i64 k, float* c) {
+  using Kind = typename Kinds<T>::few;
+  const i64 count = words<T>(k), bytes = count * NB * 4;
+  for (i64 p = group.begin; p < group.end;) {
+    const char* panel = reinterpret_cast<const char*>(w) + p * bytes;
+    const i64 left = group.end - p;
+    if (rows == 1 && left >= side_panels<1>) {
+      tile<1, side_panels<1>, Kind>(x, panel, bytes, count, c, few_stride, false);
+      return;
+    }
+    if (rows == 2 && side_panels<2> > 1 && left >= side_panels<2>) {
+      tile<2, side_panels<2>, Kind>(x, panel, bytes, count, c, few_stride, false);
+      p += side_panels<2>;
+      c += side_panels<2> * NB;
+      continue;
+    }
+    for (i64 r = 0; r < rows; r += R)
+      tile_rows<Kind>(x + r, int(least(R, rows - r)), panel, count, c + r * few_stride, few_stride, false);
+    ++p;
+    c += NB;
+  }
 }
 
 template <int NW, class T, class Epi>
@@ -94,10 +113,11 @@ void few(const Team& team, const T* x, i64 stride, const T* const (&w)[NW], i64 
   const char* pointers[few_rows];
   few_pointers(team, x, stride, rows, k, scratch, pointers);
   const Range mine = team.share(panels(n));
-  alignas(64) float c[NW][few_rows * NB];
-  for (i64 panel = mine.begin; panel < mine.end; ++panel) {
-    for (int q = 0; q < NW; ++q) few_panel(pointers, rows, w[q], panel, k, c[q]);
-    drain<NW>(c[0], few_rows * NB, NB, 0, rows, panel * NB, least(NB, n - panel * NB), epi);
+  alignas(64) float c[NW][few_rows * few_stride];
+  for (i64 p = mine.begin; p < mine.end; p += most_side_panels) {
+    const Range group = {p, least(p + most_side_panels, mine.end)};
+    for (int q = 0; q < NW; ++q) few_panels(pointers, rows, w[q], group, k, c[q]);
+    drain<NW>(c[0], few_rows * few_stride, few_stride, 0, rows, p * NB, least(group.end * NB, n) - p * NB, epi);
   }
 }
 

@@ -100,7 +100,7 @@ void expert_linear(const Team& team, const T* x, i64 x_stride, const T* w, const
   team.barrier();
   int32_t* list = reinterpret_cast<int32_t*>(scratch + round_up(rows * round_up(k, 2) * 4, 64) +
                                              team.id * round_up(rows * 4, 64));
-  alignas(64) float c[R * NB];
+  alignas(64) float c[R * product::few_stride];
   for (i64 e = -1; e < experts; ++e) {
     i64 found = 0;
     for (i64 r = 0; r < rows; ++r)
@@ -113,9 +113,9 @@ void expert_linear(const Team& team, const T* x, i64 x_stride, const T* w, const
           pointers[i] = copied ? scratch + list[r + i] * count * 4
                                : reinterpret_cast<const char*>(x + list[r + i] * x_stride);
         if (e < 0) __builtin_memset(c, 0, sizeof c);
-        else product::few_panel(pointers, group, w + e * expert_size, panel, k, c);
+        else product::few_panels(pointers, group, w + e * expert_size, {panel, panel + 1}, k, c);
         for (i64 i = 0; i < group; ++i)
-          product::drain<1>(c + i * NB, 0, NB, list[r + i], 1, panel * NB, least(NB, n - panel * NB), epi);
+          product::drain<1>(c + i * product::few_stride, 0, NB, list[r + i], 1, panel * NB, least(NB, n - panel * NB), epi);
       }
   }
 }

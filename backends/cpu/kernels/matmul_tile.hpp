@@ -86,27 +86,33 @@ template <int Rows> GD_INLINE void store_sums(const F (&acc)[Rows][V], float* c,
     }
 }
 
-// c[Rows][NB] (+)= x[Rows][count words] times one panel.  With few rows the panel streams from memory and is prefetched,
-// and `Sets` independent sums hide the latency of the multiply-add.
-template <int Rows, class Kind>
-GD_NOINLINE void tile(const char* const* rows, const char* w, i64 count, float* c, i64 c_stride, bool add) {
-  constexpr int Sets = Rows * V >= 8 ? 1 : 8 / (Rows * V);
-  F acc[Sets][Rows][V] = {};
+// Panels that a tile of few rows reads side by side: several streams from memory are faster than one, and their
+// independent sums hide the latency of the multiply-add.
+constexpr int sums_of_few = W == 16 ? 16 : 8;
+template <int Rows> constexpr int side_panels = Rows * V >= sums_of_few ? 1 : sums_of_few / (Rows * V);
+constexpr int most_side_panels = side_panels<1>;
+
+// c[Rows][Panels * NB] (+)= x[Rows][count words] times panels that lie `panel_bytes` apart.
+template <int Rows, int Panels, class Kind>
+GD_NOINLINE void tile(const char* const* rows, const char* w, i64 panel_bytes, i64 count, float* c, i64 c_stride,
+                      bool add) {
+  F acc[Panels][Rows][V] = {};
   RowPointers<Rows> x;
   for (int r = 0; r < Rows; ++r) x.row[r] = rows[r];
   i64 k = 0;
   for (; k + 4 <= count; k += 4, w += 4 * NB * 4)
 #pragma GCC unroll 4
-    for (int u = 0; u < 4; ++u) {
-      if constexpr (Rows <= 4)
-        for (int line = 0; line < NB * 4; line += 64) __builtin_prefetch(w + 4096 + u * NB * 4 + line);
-      step<Rows, Kind>(acc[u % Sets], x, k + u, w + u * NB * 4);
-    }
-  for (; k < count; ++k, w += NB * 4) step<Rows, Kind>(acc[0], x, k, w);
-  for (int s = 1; s < Sets; ++s)
-    for (int r = 0; r < Rows; ++r)
-      for (int v = 0; v < V; ++v) acc[0][r][v] += acc[s][r][v];
-  store_sums(acc[0], c, c_stride, add);
+    for (int u = 0; u < 4; ++u)
+#pragma GCC unroll 4
+      for (int p = 0; p < Panels; ++p) {
+        const char* word = w + p * panel_bytes + u * NB * 4;
+        if constexpr (Rows <= 4)
+          for (int line = 0; line < NB * 4; line += 64) __builtin_prefetch(word + 2048 + line);
+        step<Rows, Kind>(acc[p], x, k + u, word);
+      }
+  for (; k < count; ++k, w += NB * 4)
+    for (int p = 0; p < Panels; ++p) step<Rows, Kind>(acc[p], x, k, w + p * panel_bytes);
+  for (int p = 0; p < Panels; ++p) store_sums(acc[p], c + p * NB, c_stride, add);
 }
 
 // The same for a strip of R rows side by side.  Meanwhile it fetches what comes next: its own sums, and `ahead`, a line for
@@ -128,13 +134,13 @@ GD_NOINLINE void strip_tile(const char* strip, const char* w, i64 count, float* 
   store_sums(acc, c, c_stride, add);
 }
 
-// The tile for 1 .. R rows; 3 and 5 rows take two.
+// One panel for 1 .. R rows; 3 and 5 rows take two tiles.
 template <class Kind>
 inline void tile_rows(const char* const* rows, int n, const char* w, i64 count, float* c, i64 c_stride, bool add) {
-  if (n == R) return tile<R, Kind>(rows, w, count, c, c_stride, add);
-  if (n == 4) return tile<4, Kind>(rows, w, count, c, c_stride, add);
-  if (n == 2) return tile<2, Kind>(rows, w, count, c, c_stride, add);
-  if (n == 1) return tile<1, Kind>(rows, w, count, c, c_stride, add);
+  if (n == R) return tile<R, 1, Kind>(rows, w, 0, count, c, c_stride, add);
+  if (n == 4) return tile<4, 1, Kind>(rows, w, 0, count, c, c_stride, add);
+  if (n == 2) return tile<2, 1, Kind>(rows, w, 0, count, c, c_stride, add);
+  if (n == 1) return tile<1, 1, Kind>(rows, w, 0, count, c, c_stride, add);
   const int done = n == 3 ? 2 : 4;
   tile_rows<Kind>(rows, done, w, count, c, c_stride, add);
   tile_rows<Kind>(rows + done, n - done, w, count, c + done * c_stride, c_stride, add);

@@ -20,14 +20,12 @@ class OperatorModule(torch.nn.Module):
         super().__init__()
         self._op = torch_op(operator)
         self._inputs = len(operator.inputs)
-        weights = operator.weights
-        self._names = [f"weight{i}" for i in range(len(weights))]
-        for name, weight in zip(self._names, weights, strict=True):
-            self.register_buffer(name, weight)
+        for number, weight in enumerate(operator.weights):
+            self.register_buffer(f"weight{number}", weight)
 
     def forward(self, *arguments: Any) -> Any:
         """The result, or a tuple of them; the state is changed in place."""
-        weights = [getattr(self, name) for name in self._names]
+        weights = list(self._buffers.values())
         return self._op(*arguments[: self._inputs], weights, *arguments[self._inputs:])
 
 

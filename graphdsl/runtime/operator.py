@@ -135,11 +135,15 @@ class Operator:
         return results[0] if len(results) == 1 else tuple(results)
 
     def _tensors(self, state: State) -> list[Tensor]:
-        names = self._state_names
-        if len(state) != len(names) or not all(name in state for name in names):
-            raise GraphError(f"{self.name}: state has {listed(state)}, wanted {listed(names)}",
+        try:
+            tensors = [state[name] for name in self._state_names]
+        except KeyError:
+            tensors = []
+        if len(state) != len(self._state_names) or len(tensors) != len(state):
+            raise GraphError(f"{self.name}: state has {listed(state)}, wanted "
+                             f"{listed(self._state_names)}",
                              hint="operator.new_state(batch, slots) makes it")
-        return [state[name] for name in names]
+        return tensors
 
     def run(self, inputs: Sequence[Tensor], weights: Sequence[Tensor],
             state: Sequence[Tensor]) -> list[Tensor]:

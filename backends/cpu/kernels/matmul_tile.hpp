@@ -87,7 +87,8 @@ template <int Rows> GD_INLINE void store_sums(const F (&acc)[Rows][V], float* c,
 }
 
 // Panels that a tile of few rows reads side by side: several streams from memory are faster than one, and their
-// independent sums hide the latency of the multiply-add.
+// independent sums hide the latency of the multiply-add.  One narrow stream is too much for the machine's own prefetch,
+// several narrow ones are not.
 constexpr int sums_of_few = W == 16 ? 16 : 8;
 template <int Rows> constexpr int side_panels = Rows * V >= sums_of_few ? 1 : sums_of_few / (Rows * V);
 constexpr int most_side_panels = side_panels<1>;
@@ -106,8 +107,8 @@ GD_NOINLINE void tile(const char* const* rows, const char* w, i64 panel_bytes, i
 #pragma GCC unroll 4
       for (int p = 0; p < Panels; ++p) {
         const char* word = w + p * panel_bytes + u * NB * 4;
-        if constexpr (Rows <= 4)
-          for (int line = 0; line < NB * 4; line += 64) __builtin_prefetch(word + 2048 + line);
+        if constexpr (Rows <= 4 && (Panels == 1 || W == 16))
+          for (int line = 0; line < NB * 4; line += 64) __builtin_prefetch(word + 4096 + line);
         step<Rows, Kind>(acc[p], x, k + u, word);
       }
   for (; k < count; ++k, w += NB * 4)

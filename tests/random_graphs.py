@@ -14,7 +14,7 @@ from graphdsl.ir import Dim, Graph, TensorType, Value
 from graphdsl.layer import BATCH, KVCache, Layer, Model, Param, trace
 from graphdsl.ops.activation import geglu, gelu, gelu_tanh, relu, sigmoid, silu, swiglu
 from graphdsl.ops.attention import attention
-from graphdsl.ops.linear import embedding, linear, matmul, matmul_nt
+from graphdsl.ops.linear import embedding, expert_linear, linear, matmul, matmul_nt
 from graphdsl.ops.math import (
     abs,
     cast,
@@ -39,8 +39,8 @@ from graphdsl.ops.math import (
 )
 from graphdsl.ops.norm import layer_norm, rms_norm, softmax
 from graphdsl.ops.position import rope, rope_angles
-from graphdsl.ops.search import argmax
-from graphdsl.ops.shape import concat, expand, gather, reshape, slice, split, transpose
+from graphdsl.ops.search import argmax, topk
+from graphdsl.ops.shape import concat, expand, gather, reshape, slice, split, take_rows, transpose
 
 TOKENS = Dim("tokens", 1, 1 << 12)
 
@@ -198,13 +198,42 @@ def _scores(s: Soup) -> Value:
 
 
 def _looked_up(s: Soup) -> Value:
-    found: Value = gather(s.param(s.width, s.width), argmax(s.any()))
-    return found
+    """Rows that are chosen by numbers: of a table, of an expert, of the same sequence."""
+    x, chosen = s.any(), argmax(s.any())
+    square = s.param(s.width, s.width)
+    experts = expand(reshape(square, shape=(1, s.width, s.width)), shape=(s.width, *square.shape))
+    return s.draw.choice([
+        lambda: gather(square, chosen), lambda: expert_linear(x, tanh(experts), chosen),
+        lambda: take_rows(x, where(chosen < 0, chosen, chosen - chosen)) + x])()
+
+
+def _found(s: Soup) -> Value:
+    values, places = topk(s.any(), k=2)
+    s.rows.append(reshape(values[:, :, 1:2] - 0.5, shape=(*s.x.shape[:2], 1)))
+    late = cast(places[..., 0] + 1, dtype=s.dtype)[..., None] * (1.0 / s.width)
+    return s.any() * late
+
+
+def _down_the_tokens(s: Soup) -> Value:
+    """Reductions along an axis whose size is symbolic."""
+    turned = transpose(s.any(), order=(0, 2, 1))
+    made = s.draw.choice([
+        lambda: softmax(turned), lambda: turned - reduce_max(turned),
+        lambda: tanh(turned) * reduce_min(turned)])()
+    return transpose(made, order=(0, 2, 1))
+
+
+def _lengthened(s: Soup) -> Value:
+    """Twice the tokens, then the first ones again: sizes that are sums of dims."""
+    t = s.x.shape[1]
+    both = tanh(concat(s.any(), s.any(), axis=1))
+    return slice(both, axis=1, start=s.draw.choice([0, t]), size=t)
 
 
 STEPS: tuple[tuple[Callable[[Soup], Value], int], ...] = (
     (_pointwise, 4), (_binary, 6), (_gated, 2), (_choice, 2), (_rounded, 1), (_reduced, 3),
-    (_normed, 3), (_linear, 3), (_uneven, 1), (_viewed, 3), (_scores, 1), (_looked_up, 1))
+    (_normed, 3), (_linear, 3), (_uneven, 1), (_viewed, 3), (_scores, 1), (_looked_up, 1),
+    (_found, 1), (_down_the_tokens, 1), (_lengthened, 1))
 
 
 def kernel_soup(seed: int, dtype: str = "f32", most: int = 22) -> Graph:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import threading
 import time
 from multiprocessing.pool import ThreadPool
@@ -201,3 +202,18 @@ def test_two_processes_at_the_same_time(tmp_path: Path) -> None:
         found = {result.get(timeout=60) for result in results}
     assert class_library(tmp_path, environment) in found
     assert not list(tmp_path.glob("torch_class/.building-*"))
+
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+
+
+def test_what_readme_shows(class_cache: Path, tmp_path: Path,
+                           monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, python, doors = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[:3]
+    (tmp_path / "my_layer.py").write_text(layer)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("GRAPHDSL_CACHE", str(class_cache))
+    names: dict[str, Any] = {}
+    exec(python, names)
+    exec(doors, names)
+    assert torch.equal(names["y"], names["operator"](names["x"]))

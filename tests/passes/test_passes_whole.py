@@ -15,6 +15,7 @@ from graphdsl.backend import Target
 from graphdsl.ir import Dim, Graph, Layout, Node
 from graphdsl.layer import Layer, Model, Param, trace
 from graphdsl.models.llama import Config, Llama
+from graphdsl.op import constant_of
 from graphdsl.ops.linear import linear
 from graphdsl.ops.math import add, tanh
 from graphdsl.passes.base import CheckFailed, Result
@@ -298,6 +299,16 @@ def test_verify_finds_wrong_types() -> None:
                           outputs=short.outputs)).startswith("f32[tokens, 8] and f32[3]")
     assert problem_of(replace(graph, inputs=graph.inputs * 2)) == "test has a leaf twice"
     assert not problem_of(graph)
+
+
+def test_numbers_alone_are_loops() -> None:
+    """Constants and sizes, without an input; and outputs that nothing computes."""
+    x = leaf("x", TOKENS, 8)
+    graph = graph_of(x * constant_of(TOKENS, "f32"), tanh(constant_of(TOKENS, "f32")),
+                     constant_of(3.0, "f32"), x)
+    lowered = run_pipeline(graph, CPU, verify=True)
+    assert names(lowered.graph) == ["loop"] * 3
+    assert [len(n.inputs) for n in lowered.graph.nodes] == [1, 0, 0]
 
 
 def test_empty_pipeline() -> None:

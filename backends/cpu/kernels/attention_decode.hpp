@@ -27,30 +27,54 @@ GD_INLINE F sums_of(F (&v)[W]) {
   return v[0];
 }
 
-// scores[i] = q . k[i] for W keys at a time; the keys that fill up the last vector repeat the last one.
-template <class E> GD_NOINLINE void dot_keys(const float* q, const E* k, i64 stride, i64 keys, i64 dim, float* scores) {
-  for (i64 i = 0; i < keys; i += W) {
-    const E* row[W];
-    for (int l = 0; l < W; ++l) row[l] = k + least(i + l, keys - 1) * stride;
-    for (int l = 0; l < W && i + W + l < keys; ++l)
-      for (i64 d = 0; d < dim; d += 64 / i64(sizeof(E))) __builtin_prefetch(k + (i + W + l) * stride + d);
-    F acc[W] = {};
-    for_lanes(dim, [&](i64 d, auto lanes) {
-      const F x = load(q + d, lanes);
+template <class E> GD_INLINE void prefetch_rows(const E* x, i64 stride, i64 rows, i64 dim) {
+  for (i64 i = 0; i < rows; ++i)
+    for (i64 d = 0; d < dim; d += 64 / i64(sizeof(E))) __builtin_prefetch(x + i * stride + d);
+}
+
+// W scores of one query.
+template <class E> GD_INLINE F dot_row(const float* q, const E* const (&row)[W], i64 dim) {
+  F acc[W] = {};
+  for_lanes(dim, [&](i64 d, auto lanes) {
+    const F x = load(q + d, lanes);
 #pragma GCC unroll 16
-      for (int l = 0; l < W; ++l) acc[l] = fma(x, load(row[l] + d, lanes), acc[l]);
-    });
-    store(scores + i, sums_of(acc), Full{});
+    for (int l = 0; l < W; ++l) acc[l] = fma(x, load(row[l] + d, lanes), acc[l]);
+  });
+  return sums_of(acc);
+}
+template <class E>
+GD_NOINLINE void dot_rows(const float* q, i64 q_stride, i64 rows, const E* const (&row)[W], i64 dim, float* scores) {
+  for (i64 r = 0; r < rows; ++r) store(scores + r * tile_keys, dot_row(q + r * q_stride, row, dim), Full{});
+}
+
+// scores[r][i] = q[r] . k[i], W keys for all queries while they are in L1; those that fill up the last vector repeat the
+// last key.  `unpacked` has room for W keys in f32.
+template <class T>
+GD_NOINLINE void dot_keys(const float* q, i64 q_stride, i64 rows, const T* k, i64 stride, i64 keys, i64 dim,
+                          float* unpacked, float* scores) {
+  for (i64 i = 0; i < keys; i += W) {
+    const T* row[W];
+    for (int l = 0; l < W; ++l) row[l] = k + least(i + l, keys - 1) * stride;
+    if (i + W < keys) prefetch_rows(k + (i + W) * stride, stride, least(W, keys - i - W), dim);
+    if (!same<T, bf16>::value || rows == 1) {
+      dot_rows(q, q_stride, rows, row, dim, scores + i);
+      continue;
+    }
+    const float* row_unpacked[W];
+    for (int l = 0; l < W; ++l) {
+      scale_row(row[l], 1, dim, unpacked + l * q_stride);
+      row_unpacked[l] = unpacked + l * q_stride;
+    }
+    dot_rows(q, q_stride, rows, row_unpacked, dim, scores + i);
   }
 }
 
-// sums[q][d ..] = sums * shrink + weights[q] v for Q queries and C vectors of dimensions.
+// sums[q][d ..] += weights[q] v for Q queries and C vectors of dimensions.
 template <int Q, int C, class T, class L>
-GD_INLINE void add_values(const float* weights, const T* v, i64 stride, i64 keys, const float* shrink, float* sums,
-                          i64 sums_stride, L lanes) {
+GD_INLINE void add_values(const float* weights, const T* v, i64 stride, i64 keys, float* sums, i64 sums_stride, L lanes) {
   F acc[Q][C];
   for (int q = 0; q < Q; ++q)
-    for (int c = 0; c < C; ++c) acc[q][c] = load(sums + q * sums_stride + c * W, Full{}) * shrink[q];
+    for (int c = 0; c < C; ++c) acc[q][c] = load(sums + q * sums_stride + c * W, Full{});
   for (i64 i = 0; i < keys; ++i, v += stride)
 #pragma GCC unroll 8
     for (int c = 0; c < C; ++c) {
@@ -62,31 +86,49 @@ GD_INLINE void add_values(const float* weights, const T* v, i64 stride, i64 keys
     for (int c = 0; c < C; ++c) store(sums + q * sums_stride + c * W, acc[q][c], Full{});
 }
 template <int Q, class T>
-GD_NOINLINE void add_all_values(const float* weights, const T* v, i64 stride, i64 keys, i64 dim, const float* shrink,
-                                float* sums, i64 sums_stride) {
+GD_NOINLINE void add_all_values(const float* weights, const T* v, i64 stride, i64 keys, i64 dim, float* sums,
+                                i64 sums_stride) {
   constexpr int C = 8 / Q;
   i64 d = 0;
   for (; d + C * W <= dim; d += C * W)
-    add_values<Q, C>(weights, v + d, stride, keys, shrink, sums + d, sums_stride, Full{});
-  for (; d + W <= dim; d += W) add_values<Q, 1>(weights, v + d, stride, keys, shrink, sums + d, sums_stride, Full{});
-  if (d < dim) add_values<Q, 1>(weights, v + d, stride, keys, shrink, sums + d, sums_stride, Tail{int(dim - d)});
+    add_values<Q, C>(weights, v + d, stride, keys, sums + d, sums_stride, Full{});
+  for (; d + W <= dim; d += W) add_values<Q, 1>(weights, v + d, stride, keys, sums + d, sums_stride, Full{});
+  if (d < dim) add_values<Q, 1>(weights, v + d, stride, keys, sums + d, sums_stride, Tail{int(dim - d)});
+}
+// A few keys for all queries while they are in L1.
+template <class T>
+GD_NOINLINE void add_tile(const float* weights, i64 rows, const T* v, i64 stride, i64 keys, i64 dim, float* sums,
+                          i64 sums_stride) {
+  constexpr i64 step = 8;
+  for (i64 i = 0; i < keys; i += step) {
+    const i64 n = least(step, keys - i);
+    const T* from = v + i * stride;
+    if (i + step < keys) prefetch_rows(from + step * stride, stride, least(step, keys - i - step), dim);
+    i64 r = 0;
+    for (; r + 4 <= rows; r += 4)
+      add_all_values<4>(weights + r * tile_keys + i, from, stride, n, dim, sums + r * sums_stride, sums_stride);
+    for (; r + 2 <= rows; r += 2)
+      add_all_values<2>(weights + r * tile_keys + i, from, stride, n, dim, sums + r * sums_stride, sums_stride);
+    if (r < rows)
+      add_all_values<1>(weights + r * tile_keys + i, from, stride, n, dim, sums + r * sums_stride, sums_stride);
+  }
 }
 
 // Where a thread keeps what it is working on, and the two stretches that it may share with others.
 struct FewScratch {
   i64 q_stride, sums_stride, rows;
-  float *q, *scores, *keys, *work, *shared;
+  float *q, *scores, *unpacked, *work, *shared;
 
   static i64 floats(i64 rows, i64 dim, i64 value_dim) {
     const i64 q = round_up(dim, 16), v = round_up(value_dim, 16);
-    return round_up(rows * q + rows * tile_keys + tile_keys * q + 3 * rows * (v + 16), 16);
+    return round_up(rows * q + rows * tile_keys + W * q + 3 * rows * (v + 16), 16);
   }
   FewScratch(char* base, int thread, i64 rows_, i64 dim, i64 value_dim)
       : q_stride(round_up(dim, 16)), sums_stride(round_up(value_dim, 16) + 16), rows(rows_) {
     q = reinterpret_cast<float*>(base) + thread * floats(rows, dim, value_dim);
     scores = q + rows * q_stride;
-    keys = scores + rows * tile_keys;
-    work = keys + tile_keys * q_stride;
+    unpacked = scores + rows * tile_keys;
+    work = unpacked + W * q_stride;
     shared = work + rows * sums_stride;
   }
   // A row of sums: the running softmax in its first 16 floats, then the values.
@@ -104,31 +146,19 @@ GD_NOINLINE void few_tile(const Attention<T>& a, i64 b, i64 g, i64 key, i64 keys
   const i64 group = a.heads / a.kv_heads;
   const T* k = a.k + b * a.k_stride[0] + key * a.k_stride[1] + g * a.k_stride[2];
   const T* v = a.v + b * a.v_stride[0] + key * a.v_stride[1] + g * a.v_stride[2];
-  const bool unpack = same<T, bf16>::value && s.rows > 1;
-  if (unpack)
-    for (i64 i = 0; i < keys; ++i) scale_row(k + i * a.k_stride[1], 1, a.dim, s.keys + i * s.q_stride);
-  float shrink[few_queries];
+  dot_keys(s.q, s.q_stride, s.rows, k, a.k_stride[1], keys, a.dim, s.unpacked, s.scores);
   for (i64 r = 0; r < s.rows; ++r) {
     const i64 t = r / group;
-    float *scores = s.scores + r * tile_keys, *row = sums + r * s.sums_stride;
+    float* row = sums + r * s.sums_stride;
     Range see = seen(a, b, t);
     see.end = least(see.end, key + keys);
-    if (unpack) dot_keys(s.q + r * s.q_stride, s.keys, s.q_stride, keys, a.dim, scores);
-    else dot_keys(s.q + r * s.q_stride, k, a.k_stride[1], keys, a.dim, scores);
     Running run = get_running(row);
-    shrink[r] = soften(a, b, g * group + r % group, t, scores, key, round_up(keys, W), see, run);
+    const float shrink =
+        soften(a, b, g * group + r % group, t, s.scores + r * tile_keys, key, round_up(keys, W), see, run);
     set_running(row, run);
+    shrink_row(row + 16, s.sums_stride - 16, shrink);
   }
-  i64 r = 0;
-  const auto add = [&](auto count) {
-    constexpr int Q = decltype(count)::value;
-    for (; r + Q <= s.rows; r += Q)
-      add_all_values<Q>(s.scores + r * tile_keys, v, a.v_stride[1], keys, a.value_dim, shrink + r,
-                        sums + r * s.sums_stride + 16, s.sums_stride);
-  };
-  add(Count<4>{});
-  add(Count<2>{});
-  add(Count<1>{});
+  add_tile(s.scores, s.rows, v, a.v_stride[1], keys, a.value_dim, sums + 16, s.sums_stride);
 }
 
 template <class T>

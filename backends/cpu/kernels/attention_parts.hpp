@@ -96,7 +96,7 @@ inline float soften_row(float* scores, i64 key, i64 n, Range see, Running& run) 
   }
   F total = splat(0);
   for (i64 i = 0; i < n; i += W) {
-    const F e = v_exp(load(scores + i, Full{}) - top);
+    const F e = exp_below_zero(load(scores + i, Full{}) - top);
     store(scores + i, e, Full{});
     total += e;
   }
@@ -115,6 +115,11 @@ GD_NOINLINE float soften(const Attention<T>& a, i64 b, i64 h, i64 t, float* scor
 // The rows of x times `factor` in f32.
 template <class T> GD_INLINE void scale_row(const T* x, float factor, i64 n, float* to) {
   for_lanes(n, [&](i64 i, auto l) { store(to + i, load(x + i, l) * factor, l); });
+}
+// Sums over fewer keys, brought to the present top; n is whole vectors.
+GD_INLINE void shrink_row(float* sums, i64 n, float shrink) {
+  if (shrink == 1) return;
+  for (i64 i = 0; i < n; i += W) store(sums + i, load(sums + i, Full{}) * shrink, Full{});
 }
 template <class T> GD_NOINLINE void finish_row(const float* sums, float total, i64 n, T* out) {
   const float factor = total == 0 ? 0.f : 1 / total;

@@ -6,7 +6,7 @@
 namespace gd {
 namespace attending {
 
-constexpr i64 block_queries = 16 * R;
+constexpr i64 block_queries = 32 * R;
 
 GD_INLINE i64 block_tokens(i64 group) { return most(1, block_queries / group); }
 
@@ -98,8 +98,7 @@ GD_NOINLINE void strip(const Attention<T>& a, const Job& job, i64 row, i64 key, 
     float* sums = s.sums + (row + i) * s.sums_stride;
     const float shrink = soften(a, job.b, job.head(row + i), job.token(row + i), s.scores + i * tile_keys, key,
                                 round_up(needed, W), one, s.running[row + i]);
-    if (shrink != 1)
-      for (i64 d = 0; d < s.sums_stride; d += W) store(sums + d, load(sums + d, Full{}) * shrink, Full{});
+    shrink_row(sums, s.sums_stride, shrink);
   }
   for (i64 d = 0; d < s.sums_stride; d += NB)
     tile_rows<F32Words>(p, n, reinterpret_cast<const char*>(s.values + d * tile_keys), needed,

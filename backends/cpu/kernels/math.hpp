@@ -30,6 +30,18 @@ GD_INLINE F v_exp(F x) {
   return e * power_of_two(half) * power_of_two(whole - half);
 }
 
+// exp of what is not above zero: 0 from -87 down, NaN kept.
+GD_INLINE F exp_below_zero(F x) {
+  const F c = raw_max(splat(-87.f), x);
+  const F shifted = fma(c, splat(1.44269504f), splat(12582912.f));
+  const F n = shifted - 12582912.f;
+  const F r = fma(n, splat(2.12194440e-4f), fma(n, splat(-0.693359375f), c));
+  const F q = poly(r, 1.395171508e-03f, 8.369598538e-03f, 4.166618735e-02f, 1.666651219e-01f, .5f);
+  const F e = fma(r * r, q, r) + 1.f;
+  const F scaled = (F)((I)e + ((I)shifted << 23));  // the low bits of `shifted` are n
+  return x >= -87.f ? scaled : (x < -87.f ? splat(0) : x);
+}
+
 GD_INLINE F v_log(F x) {
   const I tiny = x < 1.17549435e-38f;
   const F scaled = tiny ? x * 16777216.f : x;

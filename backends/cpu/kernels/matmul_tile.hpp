@@ -100,10 +100,11 @@ GD_NOINLINE void tile(const char* const* rows, const char* w, i64 panel_bytes, i
   F acc[Panels][Rows][V] = {};
   RowPointers<Rows> x;
   for (int r = 0; r < Rows; ++r) x.row[r] = rows[r];
+  constexpr int Unroll = Rows == R ? 8 : 4;
   i64 k = 0;
-  for (; k + 4 <= count; k += 4, w += 4 * NB * 4)
-#pragma GCC unroll 4
-    for (int u = 0; u < 4; ++u)
+  for (; k + Unroll <= count; k += Unroll, w += Unroll * NB * 4)
+#pragma GCC unroll 8
+    for (int u = 0; u < Unroll; ++u)
 #pragma GCC unroll 4
       for (int p = 0; p < Panels; ++p) {
         const char* word = w + p * panel_bytes + u * NB * 4;

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import threading
 import time
-from collections.abc import Callable
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import pytest
 import torch
-from runtime_layers import SLOTS, Block, built, opened, session, steps
+from runtime_layers import (
+    SECONDS,
+    SLOTS,
+    Block,
+    built,
+    child_result,
+    close,
+    opened,
+    session,
+    steps,
+)
 
 from graphdsl.runtime.operator import Operator
-
-SECONDS = 60
-"""After which a child that hangs is ended."""
-
-
-def close(found: list[torch.Tensor], wanted: list[torch.Tensor]) -> bool:
-    """Equal but for the order of sums, which depends on the number of threads."""
-    return all(torch.allclose(a, b, atol=1e-5) for a, b in zip(found, wanted, strict=True))
 
 
 def equal(found: list[torch.Tensor], wanted: list[torch.Tensor]) -> bool:
@@ -89,21 +89,6 @@ def test_new_threads_follow_torch_too(block: Operator, threads: None) -> None:
     worker.start()
     worker.join()
     assert counts == [3]
-
-
-def child_result(work: Callable[[], bool]) -> int:
-    """The exit code of a forked child: 0 where `work` is true."""
-    child = os.fork()
-    if child == 0:
-        os._exit(0 if work() else 1)
-    for _ in range(SECONDS * 20):
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.05)
-    os.kill(child, 9)
-    os.waitpid(child, 0)
-    return -1
 
 
 @pytest.mark.usefixtures("threads")

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from runtime_layers import SLOTS, Block, built, opened, session, steps
+from runtime_layers import SLOTS, Block, built, child_result, close, opened, session, steps
 
 from graphdsl.errors import GraphError, ToolError
 from graphdsl.runtime.door import torch_op
@@ -156,6 +156,18 @@ def test_other_threads_go_on_meanwhile(block: Operator, class_cache: Path) -> No
     over.set()
     counter.join()
     assert during >= 5
+
+
+@pytest.mark.usefixtures("threads")
+def test_a_forked_child_runs_on_one_thread(block: Operator, class_cache: Path) -> None:
+    torch.set_num_threads(2)
+    wanted = run_session(operation(block, class_cache), caches(block))
+
+    def work() -> bool:
+        made = torch.classes.graphdsl.Operation("Block")
+        return close(run_session(made, caches(block)), wanted)
+
+    assert child_result(work) == 0
 
 
 def test_compiled_once(class_cache: Path) -> None:

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from runtime_layers import LENGTHS, SLOTS, session, steps
+from runtime_layers import LENGTHS, SLOTS, built, opened, session, steps
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from graphdsl.errors import GraphError
+from graphdsl.models.llama import Config, Llama
 from graphdsl.runtime.door import schema, torch_name, torch_op
 from graphdsl.runtime.module import OperatorModule
 from graphdsl.runtime.operator import Operator
@@ -76,6 +77,26 @@ def test_compiled_whole(block: Operator, backend: str, mode: Any) -> None:
     with mode():
         check_session(block, compiled)
     assert counter.frame_count <= 3
+
+
+TINY = Config(vocab=50, hidden=32, layers=3, heads=2, kv_heads=1, head_dim=16, ffn=48)
+
+
+@pytest.mark.filterwarnings(COMPILE_WARNINGS)
+def test_a_whole_model_compiled(cache: Path) -> None:
+    torch._dynamo.reset()
+    operator = opened(built(Llama(TINY), cache))
+    counter = CompileCounterWithBackend("inductor")
+    compiled = torch.compile(OperatorModule(operator), fullgraph=True, backend=counter)
+    state, own = operator.new_state(2, SLOTS), caches(operator)
+    for number, (_, positions) in enumerate(steps()):
+        ids = (positions * 7 + number) % TINY.vocab
+        last = torch.full((2, 1), positions.shape[1] - 1, dtype=torch.int32)
+        with torch.no_grad():
+            found = compiled(ids, positions, last, own)
+        assert torch.equal(found, operator(ids, positions, last, state=state))
+    assert counter.frame_count <= 3
+    assert all(torch.equal(a, b) for a, b in zip(own, state.values(), strict=True))
 
 
 @pytest.mark.filterwarnings(COMPILE_WARNINGS)
@@ -161,6 +182,7 @@ import torch
 sys.path.insert(0, sys.argv[1])
 from runtime_layers import SLOTS, opened, session, steps
 import graphdsl
+from graphdsl.models.llama import Config, Llama
 from graphdsl.runtime.door import torch_op
 
 torch_op(graphdsl.load(sys.argv[2]))

@@ -24,7 +24,7 @@ demo: $(READY)
 	$(BIN)/graphdsl generate smollm2 --greedy --max-new-tokens 96 --prompt "What is gravity?"
 
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 10 $(PYTEST)
 
 lint: $(READY)
 	$(BIN)/ruff check

@@ -18,6 +18,7 @@ template <int S> GD_INLINE F pair_sums(F a, F b) {
   return __builtin_shuffle(a, b, first) + __builtin_shuffle(a, b, second);
 }
 template <int S> GD_INLINE void sum_level(F (&v)[W]) {
+#pragma GCC unroll 8
   for (int i = 0; i < S; ++i) v[i] = pair_sums<S>(v[i], v[i + S]);
   if constexpr (S > 1) sum_level<S / 2>(v);
 }
@@ -73,7 +74,9 @@ GD_NOINLINE void dot_keys(const float* q, i64 q_stride, i64 rows, const T* k, i6
 template <int Q, int C, class T, class L>
 GD_INLINE void add_values(const float* weights, const T* v, i64 stride, i64 keys, float* sums, i64 sums_stride, L lanes) {
   F acc[Q][C];
+#pragma GCC unroll 4
   for (int q = 0; q < Q; ++q)
+#pragma GCC unroll 8
     for (int c = 0; c < C; ++c) acc[q][c] = load(sums + q * sums_stride + c * W, Full{});
   for (i64 i = 0; i < keys; ++i, v += stride)
 #pragma GCC unroll 8
@@ -82,7 +85,9 @@ GD_INLINE void add_values(const float* weights, const T* v, i64 stride, i64 keys
 #pragma GCC unroll 4
       for (int q = 0; q < Q; ++q) acc[q][c] = fma(splat(weights[q * tile_keys + i]), value, acc[q][c]);
     }
+#pragma GCC unroll 4
   for (int q = 0; q < Q; ++q)
+#pragma GCC unroll 8
     for (int c = 0; c < C; ++c) store(sums + q * sums_stride + c * W, acc[q][c], Full{});
 }
 template <int Q, class T>

@@ -61,6 +61,7 @@ template <int Rows, class Kind, class X> GD_INLINE void step(F (&acc)[Rows][V], 
   I word[V];
 #pragma GCC unroll 4
   for (int v = 0; v < V; ++v) word[v] = load_raw<I>(w + v * W * 4, Full{});
+#pragma GCC unroll 2
   for (int part = 0; part < Kind::x_words; ++part) {
     F weight[V];
 #pragma GCC unroll 4
@@ -113,7 +114,9 @@ GD_NOINLINE void tile(const char* const* rows, const char* w, i64 panel_bytes, i
         step<Rows, Kind>(acc[p], x, k + u, word);
       }
   for (; k < count; ++k, w += NB * 4)
+#pragma GCC unroll 4
     for (int p = 0; p < Panels; ++p) step<Rows, Kind>(acc[p], x, k, w + p * panel_bytes);
+#pragma GCC unroll 4
   for (int p = 0; p < Panels; ++p) store_sums(acc[p], c + p * NB, c_stride, add);
 }
 

@@ -6,7 +6,7 @@
 namespace gd {
 namespace product {
 
-constexpr i64 few_rows = 2 * R;           // up to here the weights are streamed once and x stays in cache
+constexpr i64 few_rows = 2 * R;           // up to here or less the weights are streamed once and x stays in cache
 constexpr i64 block_k = 256;              // words of k whose panel stays in L1
 constexpr i64 block_rows = 16 * R;        // rows of x that stay in L2 with it
 constexpr i64 block_columns = 128;        // columns whose sums and unpacked weights stay in L2
@@ -31,6 +31,8 @@ template <> struct Kinds<bf16> {
   using many = F32Words;
 #endif
 };
+// Unpacking pairs costs the blocked path a pass over the weights, which few rows do not repay.
+template <class T> constexpr i64 few_limit = same<typename Kinds<T>::few, PairWords>::value ? few_rows : R;
 // 32-bit words of a row of x in scratch.
 template <class T> GD_INLINE i64 x_words(i64 k) { return dots<T> ? words<T>(k) : round_up(k, per_word<T>); }
 
@@ -241,9 +243,10 @@ void many(const Team& team, const T* x, i64 stride, const T* const (&w)[NW], i64
 inline i64 matmul_scratch(i64 rows, i64 n, i64 k, int nw, int threads) {
   (void)n;
   const i64 row_bytes = round_up(k, 2) * 4;
-  if (rows <= product::few_rows) return threads * round_up(rows * row_bytes, 64);
+  const i64 few = rows <= product::few_rows ? threads * round_up(rows * row_bytes, 64) : 0;
+  if (rows <= R) return few;
   const i64 padded = product::even_chunk(rows);
-  return round_up(padded * row_bytes, 64) + threads * product::own_floats(padded, nw) * 4;
+  return most(few, round_up(padded * row_bytes, 64) + threads * product::own_floats(padded, nw) * 4);
 }
 
 // For every row and vector of columns: epi(row, column, lanes, sum of x[row] * w[0][column .. ][, the same with w[1]]).
@@ -251,7 +254,7 @@ inline i64 matmul_scratch(i64 rows, i64 n, i64 k, int nw, int threads) {
 template <int NW, class T, class Epi>
 void matmul(const Team& team, const T* x, i64 x_stride, const T* const (&w)[NW], i64 rows, i64 n, i64 k, char* scratch,
             Epi epi) {
-  if (rows <= product::few_rows) product::few<NW>(team, x, x_stride, w, rows, n, k, scratch, epi);
+  if (rows <= product::few_limit<T>) product::few<NW>(team, x, x_stride, w, rows, n, k, scratch, epi);
   else product::many<NW>(team, x, x_stride, w, rows, n, k, scratch, epi);
 }
 

@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,6 +26,8 @@ from graphdsl.passes.pipeline import Lowered, run_pipeline
 from graphdsl.plan import Plan, make_plan
 
 LIBRARY, MANIFEST, CHECKSUM = "library.so", "manifest.json", "library.sha256"
+
+STAGING, ABANDONED_SECONDS = ".building-", 24 * 3600
 
 Progress = Callable[[str, str], None]
 
@@ -157,6 +159,7 @@ def _cached(rendered: Rendered, options: BuildOptions, backend: Backend) -> tupl
             options.progress("compile", "found in the cache")
             return entry, True
         options.progress("cache", f"entry {rendered.key} is corrupt and is built again")
+    _sweep(options.cache)
     with _staging(options.cache) as staged:
         _write(staged, rendered.files)
         begin = time.perf_counter()
@@ -192,12 +195,20 @@ def _write(folder: Path, files: Mapping[str, str]) -> None:
         path.write_text(text)
 
 
+def _sweep(cache: Path) -> None:
+    """Removes what builds that were killed have left; one that runs is never that old."""
+    for folder in cache.glob(f"{STAGING}*"):
+        with suppress(FileNotFoundError):  # another build may be sweeping too
+            if time.time() - folder.stat().st_mtime > ABANDONED_SECONDS:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
 @contextmanager
 def _staging(parent: Path) -> Iterator[Path]:
     """A folder beside the target; whatever is left in it at the end is removed."""
     made = [p for p in (parent, *parent.parents) if not p.exists()]
     parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=".building-", dir=parent))
+    folder = Path(tempfile.mkdtemp(prefix=STAGING, dir=parent))
     folder.chmod(0o755)
     try:
         yield folder

@@ -117,6 +117,16 @@ def test_corrupt_entry_is_built_again(cli: Cli, own_cache: Path) -> None:
     assert "found in the cache" in cli("build", "layer.py").out
 
 
+def test_what_a_killed_build_left_goes_after_a_day(cli: Cli, own_cache: Path) -> None:
+    old, new = own_cache / ".building-old", own_cache / ".building-new"
+    for folder in (old, new):
+        (folder / "src").mkdir(parents=True)
+    os.utime(old, (0, 0))
+    assert cli("build", "layer.py").code == 0
+    assert new.exists()
+    assert not old.exists()
+
+
 def test_cache_in_the_users_folder(here: Path, cli: Cli, tmp_path: Path,
                                    monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GRAPHDSL_CACHE")

@@ -239,6 +239,14 @@ class Operator:
             plans.popitem(last=False)
         return bound
 
+    def workspace_bytes(self, dims: Mapping[str, int]) -> tuple[int, int]:
+        """Bytes of workspace that a call of these dims needs on torch's threads, and the least
+        that any placement of its buffers needs (the largest sum of those in use at once)."""
+        sizes = [dims[name] for name in self._dims]
+        threads = torch.get_num_threads()
+        return (self._native.workspace_bytes(sizes, threads),
+                self._native.workspace_lower_bound(sizes, threads))
+
     def _workspace(self, dims: Mapping[str, int], threads: int) -> Tensor:
         """This thread's workspace, made larger where it has to be: plans on the old one go."""
         own = self._plans

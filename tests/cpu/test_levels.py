@@ -54,3 +54,12 @@ def test_the_level_is_part_of_the_build(tmp_path: Path) -> None:
     options = BuildOptions(cache=tmp_path, environment=dict(os.environ))
     paths = {build_graph(graph, options, CPU(level)).path for level in LEVELS[2:]}
     assert len(paths) == 2
+
+
+def test_the_workspace_is_hardly_more_than_what_lives_at_once(tmp_path: Path) -> None:
+    options = BuildOptions(cache=tmp_path, environment=dict(os.environ))
+    operator = Operator(build_graph(trace(Llama(SMALL)), options).path)
+    for tokens in (1, 7, 300):
+        dims = {"batch": 2, "tokens": tokens, "slots": 512, "outputs": 1}
+        needed, least = operator.workspace_bytes(dims)
+        assert least <= needed <= 1.1 * least

@@ -4,7 +4,9 @@
 
 using namespace gd;
 
-template <class T> static void linear(int threads, const T* x, const T* w, T* y, i64 rows, i64 n, i64 k, char* scratch) {
+template <class T>
+static void linear(int threads, const T* x, const T* w, T* y, i64 rows, i64 n, i64 k,
+                   char* scratch) {
   run_team(threads, [&](const Team& team) {
     const T* const weights[1] = {w};
     matmul<1>(team, x, k, weights, rows, n, k, scratch,
@@ -14,10 +16,12 @@ template <class T> static void linear(int threads, const T* x, const T* w, T* y,
 
 // q[b, t, h, d], k and v[b, g, s, d]; causal, the tokens are the last slots.
 template <class T>
-static void attend(int threads, const T* q, const T* k, const T* v, T* out, const i64* sizes, char* scratch) {
+static void attend(int threads, const T* q, const T* k, const T* v, T* out, const i64* sizes,
+                   char* scratch) {
   Attention<T> a = {};
   a.q = q, a.k = k, a.v = v, a.out = out;
-  a.batch = 1, a.tokens = sizes[0], a.heads = sizes[1], a.kv_heads = sizes[2], a.slots = sizes[3], a.dim = sizes[4];
+  a.batch = 1, a.tokens = sizes[0], a.heads = sizes[1], a.kv_heads = sizes[2], a.slots = sizes[3],
+  a.dim = sizes[4];
   a.value_dim = a.dim, a.causal = true, a.scale = 1 / __builtin_sqrtf(float(a.dim));
   a.q_stride[1] = a.out_stride[1] = a.heads * a.dim, a.q_stride[2] = a.out_stride[2] = a.dim;
   a.k_stride[1] = a.v_stride[1] = a.dim, a.k_stride[2] = a.v_stride[2] = a.slots * a.dim;
@@ -25,22 +29,30 @@ static void attend(int threads, const T* q, const T* k, const T* v, T* out, cons
 }
 
 extern "C" {
-i64 linear_scratch(i64 rows, i64 n, i64 k, int threads) { return matmul_scratch(rows, n, k, 1, threads); }
-i64 attend_scratch(const i64* s, int threads) { return attention_scratch(1, s[0], s[1], s[2], s[3], s[4], s[4], threads); }
+i64 linear_scratch(i64 rows, i64 n, i64 k, int threads) {
+  return matmul_scratch(rows, n, k, 1, threads);
+}
+i64 attend_scratch(const i64* s, int threads) {
+  return attention_scratch(1, s[0], s[1], s[2], s[3], s[4], s[4], threads);
+}
 i64 packed_bytes_f32(i64 n, i64 k) { return packed_bytes<float>(n, k); }
 i64 packed_bytes_bf16(i64 n, i64 k) { return packed_bytes<bf16>(n, k); }
 void pack_f32(const float* w, float* to, i64 n, i64 k) { pack(w, to, n, k); }
 void pack_bf16(const bf16* w, bf16* to, i64 n, i64 k) { pack(w, to, n, k); }
-void linear_f32(int threads, const float* x, const float* w, float* y, i64 rows, i64 n, i64 k, char* scratch) {
+void linear_f32(int threads, const float* x, const float* w, float* y, i64 rows, i64 n, i64 k,
+                char* scratch) {
   linear(threads, x, w, y, rows, n, k, scratch);
 }
-void linear_bf16(int threads, const bf16* x, const bf16* w, bf16* y, i64 rows, i64 n, i64 k, char* scratch) {
+void linear_bf16(int threads, const bf16* x, const bf16* w, bf16* y, i64 rows, i64 n, i64 k,
+                 char* scratch) {
   linear(threads, x, w, y, rows, n, k, scratch);
 }
-void attend_f32(int threads, const float* q, const float* k, const float* v, float* out, const i64* sizes, char* scratch) {
+void attend_f32(int threads, const float* q, const float* k, const float* v, float* out,
+                const i64* sizes, char* scratch) {
   attend(threads, q, k, v, out, sizes, scratch);
 }
-void attend_bf16(int threads, const bf16* q, const bf16* k, const bf16* v, bf16* out, const i64* sizes, char* scratch) {
+void attend_bf16(int threads, const bf16* q, const bf16* k, const bf16* v, bf16* out,
+                 const i64* sizes, char* scratch) {
   attend(threads, q, k, v, out, sizes, scratch);
 }
 }

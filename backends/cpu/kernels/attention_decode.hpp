@@ -1,5 +1,5 @@
-// Attention of few queries: every thread reads one stretch of the cache, all heads of a group at once, and partial results
-// of a stretch that was cut are merged at the end.
+// Attention of few queries: every thread reads one stretch of the cache, all heads of a group at
+// once, and partial results of a stretch that was cut are merged at the end.
 #pragma once
 #include "attention_parts.hpp"
 
@@ -8,7 +8,8 @@ namespace attending {
 
 constexpr i64 few_queries = 16;  // tokens times heads of a group
 
-// A level of the tree that sums W vectors at once: a's sums go to the lanes without bit S, b's to those with it.
+// A level of the tree that sums W vectors at once: a's sums go to the lanes without bit S, b's to
+// those with it.
 template <int S> GD_INLINE F pair_sums(F a, F b) {
   I first, second;
   for (int l = 0; l < W; ++l) {
@@ -44,15 +45,17 @@ template <class E> GD_INLINE F dot_row(const float* q, const E* const (&row)[W],
   return sums_of(acc);
 }
 template <class E>
-GD_NOINLINE void dot_rows(const float* q, i64 q_stride, i64 rows, const E* const (&row)[W], i64 dim, float* scores) {
-  for (i64 r = 0; r < rows; ++r) store(scores + r * tile_keys, dot_row(q + r * q_stride, row, dim), Full{});
+GD_NOINLINE void dot_rows(const float* q, i64 q_stride, i64 rows, const E* const (&row)[W], i64 dim,
+                          float* scores) {
+  for (i64 r = 0; r < rows; ++r)
+    store(scores + r * tile_keys, dot_row(q + r * q_stride, row, dim), Full{});
 }
 
-// scores[r][i] = q[r] . k[i], W keys for all queries while they are in L1; those that fill up the last vector repeat the
-// last key.  `unpacked` has room for W keys in f32.
+// scores[r][i] = q[r] . k[i], W keys for all queries while they are in L1; those that fill up the
+// last vector repeat the last key.  `unpacked` has room for W keys in f32.
 template <class T>
-GD_NOINLINE void dot_keys(const float* q, i64 q_stride, i64 rows, const T* k, i64 stride, i64 keys, i64 dim,
-                          float* unpacked, float* scores) {
+GD_NOINLINE void dot_keys(const float* q, i64 q_stride, i64 rows, const T* k, i64 stride, i64 keys,
+                          i64 dim, float* unpacked, float* scores) {
   for (i64 i = 0; i < keys; i += W) {
     const T* row[W];
     for (int l = 0; l < W; ++l) row[l] = k + least(i + l, keys - 1) * stride;
@@ -72,7 +75,8 @@ GD_NOINLINE void dot_keys(const float* q, i64 q_stride, i64 rows, const T* k, i6
 
 // sums[q][d ..] += weights[q] v for Q queries and C vectors of dimensions.
 template <int Q, int C, class T, class L>
-GD_INLINE void add_values(const float* weights, const T* v, i64 stride, i64 keys, float* sums, i64 sums_stride, L lanes) {
+GD_INLINE void add_values(const float* weights, const T* v, i64 stride, i64 keys, float* sums,
+                          i64 sums_stride, L lanes) {
   F acc[Q][C];
 #pragma GCC unroll 4
   for (int q = 0; q < Q; ++q)
@@ -83,7 +87,8 @@ GD_INLINE void add_values(const float* weights, const T* v, i64 stride, i64 keys
     for (int c = 0; c < C; ++c) {
       const F value = load(v + c * W, lanes);
 #pragma GCC unroll 4
-      for (int q = 0; q < Q; ++q) acc[q][c] = fma(splat(weights[q * tile_keys + i]), value, acc[q][c]);
+      for (int q = 0; q < Q; ++q)
+        acc[q][c] = fma(splat(weights[q * tile_keys + i]), value, acc[q][c]);
     }
 #pragma GCC unroll 4
   for (int q = 0; q < Q; ++q)
@@ -91,31 +96,37 @@ GD_INLINE void add_values(const float* weights, const T* v, i64 stride, i64 keys
     for (int c = 0; c < C; ++c) store(sums + q * sums_stride + c * W, acc[q][c], Full{});
 }
 template <int Q, class T>
-GD_NOINLINE void add_all_values(const float* weights, const T* v, i64 stride, i64 keys, i64 dim, float* sums,
-                                i64 sums_stride) {
+GD_NOINLINE void add_all_values(const float* weights, const T* v, i64 stride, i64 keys, i64 dim,
+                                float* sums, i64 sums_stride) {
   constexpr int C = 8 / Q;
   i64 d = 0;
   for (; d + C * W <= dim; d += C * W)
     add_values<Q, C>(weights, v + d, stride, keys, sums + d, sums_stride, Full{});
-  for (; d + W <= dim; d += W) add_values<Q, 1>(weights, v + d, stride, keys, sums + d, sums_stride, Full{});
-  if (d < dim) add_values<Q, 1>(weights, v + d, stride, keys, sums + d, sums_stride, Tail{int(dim - d)});
+  for (; d + W <= dim; d += W)
+    add_values<Q, 1>(weights, v + d, stride, keys, sums + d, sums_stride, Full{});
+  if (d < dim)
+    add_values<Q, 1>(weights, v + d, stride, keys, sums + d, sums_stride, Tail{int(dim - d)});
 }
 // A few keys for all queries while they are in L1.
 template <class T>
-GD_NOINLINE void add_tile(const float* weights, i64 rows, const T* v, i64 stride, i64 keys, i64 dim, float* sums,
-                          i64 sums_stride) {
+GD_NOINLINE void add_tile(const float* weights, i64 rows, const T* v, i64 stride, i64 keys, i64 dim,
+                          float* sums, i64 sums_stride) {
   constexpr i64 step = 8;
   for (i64 i = 0; i < keys; i += step) {
     const i64 n = least(step, keys - i);
     const T* from = v + i * stride;
-    if (i + step < keys) prefetch_rows(from + step * stride, stride, least(step, keys - i - step), dim);
+    if (i + step < keys)
+      prefetch_rows(from + step * stride, stride, least(step, keys - i - step), dim);
     i64 r = 0;
     for (; r + 4 <= rows; r += 4)
-      add_all_values<4>(weights + r * tile_keys + i, from, stride, n, dim, sums + r * sums_stride, sums_stride);
+      add_all_values<4>(weights + r * tile_keys + i, from, stride, n, dim, sums + r * sums_stride,
+                        sums_stride);
     for (; r + 2 <= rows; r += 2)
-      add_all_values<2>(weights + r * tile_keys + i, from, stride, n, dim, sums + r * sums_stride, sums_stride);
+      add_all_values<2>(weights + r * tile_keys + i, from, stride, n, dim, sums + r * sums_stride,
+                        sums_stride);
     if (r < rows)
-      add_all_values<1>(weights + r * tile_keys + i, from, stride, n, dim, sums + r * sums_stride, sums_stride);
+      add_all_values<1>(weights + r * tile_keys + i, from, stride, n, dim, sums + r * sums_stride,
+                        sums_stride);
   }
 }
 
@@ -147,7 +158,8 @@ GD_INLINE void set_running(float* row, Running run) {
 
 // One tile of keys for all queries of a group.
 template <class T>
-GD_NOINLINE void few_tile(const Attention<T>& a, i64 b, i64 g, i64 key, i64 keys, const FewScratch& s, float* sums) {
+GD_NOINLINE void few_tile(const Attention<T>& a, i64 b, i64 g, i64 key, i64 keys,
+                          const FewScratch& s, float* sums) {
   const i64 group = a.heads / a.kv_heads;
   const T* k = a.k + b * a.k_stride[0] + key * a.k_stride[1] + g * a.k_stride[2];
   const T* v = a.v + b * a.v_stride[0] + key * a.v_stride[1] + g * a.v_stride[2];
@@ -158,8 +170,8 @@ GD_NOINLINE void few_tile(const Attention<T>& a, i64 b, i64 g, i64 key, i64 keys
     Range see = seen(a, b, t);
     see.end = least(see.end, key + keys);
     Running run = get_running(row);
-    const float shrink =
-        soften(a, b, g * group + r % group, t, s.scores + r * tile_keys, key, round_up(keys, W), see, run);
+    const float shrink = soften(a, b, g * group + r % group, t, s.scores + r * tile_keys, key,
+                                round_up(keys, W), see, run);
     set_running(row, run);
     shrink_row(row + 16, s.sums_stride - 16, shrink);
   }
@@ -167,11 +179,13 @@ GD_NOINLINE void few_tile(const Attention<T>& a, i64 b, i64 g, i64 key, i64 keys
 }
 
 template <class T>
-GD_NOINLINE void few_stretch(const Attention<T>& a, i64 b, i64 g, Range keys, const FewScratch& s, float* sums) {
+GD_NOINLINE void few_stretch(const Attention<T>& a, i64 b, i64 g, Range keys, const FewScratch& s,
+                             float* sums) {
   const i64 group = a.heads / a.kv_heads;
   for (i64 r = 0; r < s.rows; ++r) {
     const i64 t = r / group, h = g * group + r % group;
-    scale_row(a.q + b * a.q_stride[0] + t * a.q_stride[1] + h * a.q_stride[2], a.scale, a.dim, s.q + r * s.q_stride);
+    scale_row(a.q + b * a.q_stride[0] + t * a.q_stride[1] + h * a.q_stride[2], a.scale, a.dim,
+              s.q + r * s.q_stride);
     __builtin_memset(sums + r * s.sums_stride, 0, size_t(s.sums_stride) * 4);
     set_running(sums + r * s.sums_stride, {nothing, 0});
   }
@@ -180,12 +194,14 @@ GD_NOINLINE void few_stretch(const Attention<T>& a, i64 b, i64 g, Range keys, co
 }
 
 template <class T>
-GD_NOINLINE void few_finish(const Attention<T>& a, i64 b, i64 g, const FewScratch& s, const float* sums) {
+GD_NOINLINE void few_finish(const Attention<T>& a, i64 b, i64 g, const FewScratch& s,
+                            const float* sums) {
   const i64 group = a.heads / a.kv_heads;
   for (i64 r = 0; r < s.rows; ++r) {
     const i64 t = r / group, h = g * group + r % group;
     const float* row = sums + r * s.sums_stride;
-    finish_row(row + 16, row[1], a.value_dim, a.out + b * a.out_stride[0] + t * a.out_stride[1] + h * a.out_stride[2]);
+    finish_row(row + 16, row[1], a.value_dim,
+               a.out + b * a.out_stride[0] + t * a.out_stride[1] + h * a.out_stride[2]);
   }
 }
 
@@ -202,46 +218,76 @@ GD_NOINLINE inline void few_merge(float* to, const float* from, i64 rows, i64 st
   }
 }
 
-// The first key of a thread's share, among all keys of all groups one after the other.
-GD_INLINE i64 few_cut(i64 total, int thread, int threads) {
-  return thread == threads ? total : total * thread / threads / 16 * 16;
+// The keys of one group of heads: their slots, and where they lie among the keys of all groups one
+// after the other.
+struct Group {
+  i64 b, g;
+  Range slots, keys;
+  bool empty() const { return keys.begin == keys.end; }
+  bool inside(Range share) const { return share.begin <= keys.begin && keys.end <= share.end; }
+};
+template <class T> inline Group group_after(const Attention<T>& a, i64 i, i64 start) {
+  const i64 b = i / a.kv_heads;
+  const Range slots = seen_by_any(a, b, 0, a.tokens);
+  return {b, i % a.kv_heads, slots, {start, start + slots.end - slots.begin}};
+}
+template <class T> inline i64 all_keys(const Attention<T>& a) {
+  i64 total = 0;
+  for (i64 i = 0; i < a.batch * a.kv_heads; ++i) total = group_after(a, i, total).keys.end;
+  return total;
+}
+GD_INLINE Range few_share(i64 total, int thread, int threads) {
+  const auto cut = [&](int t) { return t == threads ? total : total * t / threads / 16 * 16; };
+  return {cut(thread), cut(thread + 1)};
+}
+
+// This thread's keys: a group that lies inside its share is finished, of others the sums are left
+// for the merge.
+template <class T>
+GD_NOINLINE void few_compute(const Team& team, const Attention<T>& a, Range mine,
+                             const FewScratch& own) {
+  i64 start = 0;
+  for (i64 i = 0; i < a.batch * a.kv_heads; ++i) {
+    const Group x = group_after(a, i, start);
+    start = x.keys.end;
+    const i64 begin = most(x.keys.begin, mine.begin), end = least(x.keys.end, mine.end);
+    if (x.empty() ? i % team.count != team.id : begin >= end) continue;
+    const bool whole = x.empty() || x.inside(mine);
+    float* sums = own.partial(whole ? -1 : x.keys.begin < mine.begin ? 0 : 1);
+    const i64 shift = x.slots.begin - x.keys.begin;
+    few_stretch(a, x.b, x.g, x.empty() ? Range{0, 0} : Range{begin + shift, end + shift}, own,
+                sums);
+    if (whole) few_finish(a, x.b, x.g, own, sums);
+  }
+}
+
+// A group that was cut is merged by the thread that has its first key.
+template <class T>
+GD_NOINLINE void few_merge_cut(const Team& team, const Attention<T>& a, i64 total,
+                               const FewScratch& own, char* scratch) {
+  const Range mine = few_share(total, team.id, team.count);
+  i64 start = 0;
+  for (i64 i = 0; i < a.batch * a.kv_heads; ++i) {
+    const Group x = group_after(a, i, start);
+    start = x.keys.end;
+    if (x.empty() || x.inside(mine) || x.keys.begin < mine.begin || x.keys.begin >= mine.end)
+      continue;
+    for (int t = team.id + 1; t < team.count; ++t) {
+      const Range theirs = few_share(total, t, team.count);
+      if (theirs.begin >= x.keys.end || theirs.begin == theirs.end) continue;
+      few_merge(own.partial(1), FewScratch(scratch, t, own.rows, a.dim, a.value_dim).partial(0),
+                own.rows, own.sums_stride);
+    }
+    few_finish(a, x.b, x.g, own, own.partial(1));
+  }
 }
 
 template <class T> GD_NOINLINE void few(const Team& team, const Attention<T>& a, char* scratch) {
-  const i64 rows = a.tokens * (a.heads / a.kv_heads), n = team.count;
-  const FewScratch own(scratch, team.id, rows, a.dim, a.value_dim);
-  i64 total = 0;
-  for (i64 b = 0; b < a.batch; ++b) {
-    const Range all = seen_by_any(a, b, 0, a.tokens);
-    total += (all.end - all.begin) * a.kv_heads;
-  }
-  const Range mine = {few_cut(total, team.id, team.count), few_cut(total, team.id + 1, team.count)};
-  // The second walk, which does not compute, merges the groups that were cut and that this thread began.
-  const auto walk = [&](bool compute) {
-    i64 start = 0;
-    for (i64 i = 0; i < a.batch * a.kv_heads; ++i) {
-      const i64 b = i / a.kv_heads, g = i % a.kv_heads;
-      const Range all = seen_by_any(a, b, 0, a.tokens);
-      const Range here = {start, start + all.end - all.begin};
-      start = here.end;
-      const Range part = {most(here.begin, mine.begin), least(here.end, mine.end)};
-      const bool cut = here.begin < mine.begin || here.end > mine.end, empty = here.begin == here.end;
-      if (empty ? (!compute || i % n != team.id) : part.begin >= part.end) continue;
-      float* sums = own.partial(!cut || empty ? -1 : here.begin < mine.begin ? 0 : 1);
-      const Range keys = {all.begin + part.begin - here.begin, all.begin + part.end - here.begin};
-      if (compute) few_stretch(a, b, g, empty ? Range{0, 0} : keys, own, sums);
-      if (compute && (empty || !cut)) few_finish(a, b, g, own, sums);
-      if (compute || !cut || here.begin < mine.begin) continue;
-      for (int t = team.id + 1; t < n && few_cut(total, t, team.count) < here.end; ++t) {
-        if (few_cut(total, t, team.count) == few_cut(total, t + 1, team.count)) continue;
-        few_merge(sums, FewScratch(scratch, t, rows, a.dim, a.value_dim).partial(0), rows, own.sums_stride);
-      }
-      few_finish(a, b, g, own, sums);
-    }
-  };
-  walk(true);
+  const FewScratch own(scratch, team.id, a.tokens * (a.heads / a.kv_heads), a.dim, a.value_dim);
+  const i64 total = all_keys(a);
+  few_compute(team, a, few_share(total, team.id, team.count), own);
   team.barrier();
-  walk(false);
+  few_merge_cut(team, a, total, own, scratch);
 }
 
 }  // namespace attending

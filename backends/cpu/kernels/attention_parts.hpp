@@ -1,25 +1,28 @@
-// What the two attention paths share: the arguments, what a query sees, and one step of the online softmax.
+// What the two attention paths share: the arguments, what a query sees, and one step of the online
+// softmax.
 #pragma once
 #include "matmul_tile.hpp"
 #include "team.hpp"
 
 namespace gd {
 
-// out[b, t, h] = softmax(scale q[b, t, h] k[b, :, g] + mask) v[b, :, g], g = h / (heads / kv_heads).  Strides count
-// elements; the last dimensions are contiguous.  A query that sees nothing gives zeros.
+// out[b, t, h] = softmax(scale q[b, t, h] k[b, :, g] + mask) v[b, :, g], g = h / (heads /
+// kv_heads).  Strides count elements; the last dimensions are contiguous.  A query that sees
+// nothing gives zeros.
 template <class T> struct Attention {
   const T *q, *k, *v;
   T* out;
-  const int32_t* positions;  // [batch, tokens]; -1 is padding, which gives zeros; nullptr: the tokens are the last slots
+  const int32_t* positions;  // [batch, tokens]; -1 is padding, which gives zeros; nullptr: the
+                             // tokens are the last slots
   i64 batch, tokens, heads, kv_heads, slots, dim, value_dim;
   i64 q_stride[3], k_stride[3], v_stride[3], out_stride[3];  // b, then t or s, then head
   i64 position_stride;
   bool causal;
-  i64 window;           // causal only: the number of last slots seen; 0: all
+  i64 window;            // causal only: the number of last slots seen; 0: all
   float scale, softcap;  // softcap 0: none
   const void* mask;
-  int mask_kind;        // 0 none, 1 bool (true: attend), 2 f32 to add, 3 T to add
-  i64 mask_stride[4];   // b, h, t, s; 0 broadcasts
+  int mask_kind;       // 0 none, 1 bool (true: attend), 2 f32 to add, 3 T to add
+  i64 mask_stride[4];  // b, h, t, s; 0 broadcasts
 };
 
 namespace attending {
@@ -50,14 +53,17 @@ template <class T> inline Range seen_by_any(const Attention<T>& a, i64 b, i64 be
 }
 
 // Adds the mask of one row to `n` scores from slot `key`.
-template <class T, class E>
-GD_INLINE void add_mask(const E* mask, i64 step, i64 n, float* scores) {
+template <class T, class E> GD_INLINE void add_mask(const E* mask, i64 step, i64 n, float* scores) {
   for (i64 i = 0; i < n; ++i) {
-    if constexpr (same<E, uint8_t>::value) scores[i] = mask[i * step] ? scores[i] : nothing;
-    else scores[i] += to_float(mask[i * step]);
+    if constexpr (same<E, uint8_t>::value)
+      scores[i] = mask[i * step] ? scores[i] : nothing;
+    else
+      scores[i] += to_float(mask[i * step]);
   }
 }
-template <class T> GD_NOINLINE void mask_row(const Attention<T>& a, i64 b, i64 h, i64 t, i64 key, i64 n, float* scores) {
+template <class T>
+GD_NOINLINE void mask_row(const Attention<T>& a, i64 b, i64 h, i64 t, i64 key, i64 n,
+                          float* scores) {
   const i64 step = a.mask_stride[3];
   const i64 at = b * a.mask_stride[0] + h * a.mask_stride[1] + t * a.mask_stride[2] + key * step;
   n = least(n, a.slots - key);
@@ -71,13 +77,15 @@ struct Running {
 };
 
 GD_NOINLINE inline void cap_row(float* scores, i64 n, float cap) {
-  for (i64 i = 0; i < n; i += W) store(scores + i, cap * v_tanh(load(scores + i, Full{}) / cap), Full{});
+  for (i64 i = 0; i < n; i += W)
+    store(scores + i, cap * v_tanh(load(scores + i, Full{}) / cap), Full{});
 }
 
-// Turns scores[n] (n whole vectors) of slots `key`.. into exp(score - top), zero outside `see`; what was summed before must
-// be multiplied with the result.
+// Turns scores[n] (n whole vectors) of slots `key`.. into exp(score - top), zero outside `see`;
+// what was summed before must be multiplied with the result.
 inline float soften_row(float* scores, i64 key, i64 n, Range see, Running& run) {
-  const int32_t low = int32_t(most(0, least(see.begin - key, n))), high = int32_t(most(0, least(see.end - key, n)));
+  const int32_t low = int32_t(most(0, least(see.begin - key, n))),
+                high = int32_t(most(0, least(see.end - key, n)));
   F best = splat(nothing);
   for (i64 i = 0; i < n; i += W) {
     F s = load(scores + i, Full{});
@@ -89,7 +97,8 @@ inline float soften_row(float* scores, i64 key, i64 n, Range see, Running& run) 
     best = v_max(best, s);
   }
   const float here = max_of(best);
-  const float top = here > run.top || here != here ? here : run.top;  // a NaN stays and reaches the output
+  const float top =
+      here > run.top || here != here ? here : run.top;  // a NaN stays and reaches the output
   if (top == nothing) {
     __builtin_memset(scores, 0, size_t(n) * 4);
     return 1;
@@ -105,8 +114,8 @@ inline float soften_row(float* scores, i64 key, i64 n, Range see, Running& run) 
   return shrink;
 }
 template <class T>
-GD_NOINLINE float soften(const Attention<T>& a, i64 b, i64 h, i64 t, float* scores, i64 key, i64 n, Range see,
-                         Running& run) {
+GD_NOINLINE float soften(const Attention<T>& a, i64 b, i64 h, i64 t, float* scores, i64 key, i64 n,
+                         Range see, Running& run) {
   if (a.softcap > 0) cap_row(scores, n, a.softcap);
   if (a.mask_kind != 0) mask_row(a, b, h, t, key, n, scores);
   return soften_row(scores, key, n, see, run);
@@ -123,7 +132,9 @@ GD_INLINE void shrink_row(float* sums, i64 n, float shrink) {
 }
 template <class T> GD_NOINLINE void finish_row(const float* sums, float total, i64 n, T* out) {
   const float factor = total == 0 ? 0.f : 1 / total;
-  for_lanes(n, [&](i64 i, auto l) { store(out + i, total == 0 ? splat(0) : load(sums + i, l) * factor, l); });
+  for_lanes(n, [&](i64 i, auto l) {
+    store(out + i, total == 0 ? splat(0) : load(sums + i, l) * factor, l);
+  });
 }
 
 }  // namespace attending

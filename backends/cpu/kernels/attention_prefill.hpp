@@ -1,5 +1,5 @@
-// Attention of many queries: blocks of queries (all heads of a group together) against tiles of keys that are unpacked into
-// panels, so that both products run in the matmul tile.
+// Attention of many queries: blocks of queries (all heads of a group together) against tiles of
+// keys that are unpacked into panels, so that both products run in the matmul tile.
 #pragma once
 #include "attention_parts.hpp"
 
@@ -26,8 +26,10 @@ template <int S> GD_INLINE void transpose_level(F (&v)[W]) {
   if constexpr (S > 1) transpose_level<S / 2>(v);
 }
 
-// keys x dim as panels [tile_keys / NB][dim][NB]; the keys that fill up a vector repeat the last one.
-template <class T> GD_NOINLINE void pack_keys(const T* k, i64 stride, i64 keys, i64 dim, float* to) {
+// keys x dim as panels [tile_keys / NB][dim][NB]; the keys that fill up a vector repeat the last
+// one.
+template <class T>
+GD_NOINLINE void pack_keys(const T* k, i64 stride, i64 keys, i64 dim, float* to) {
   for (i64 i = 0; i < keys; i += W) {
     float* panel = to + i / NB * dim * NB + i % NB;
     const T* row[W];
@@ -42,8 +44,10 @@ template <class T> GD_NOINLINE void pack_keys(const T* k, i64 stride, i64 keys, 
   }
 }
 
-// keys x dim as panels [ceil(dim / NB)][tile_keys][NB]; columns beyond dim keep the zeros they start with.
-template <class T> GD_NOINLINE void pack_values(const T* v, i64 stride, i64 keys, i64 dim, float* to) {
+// keys x dim as panels [ceil(dim / NB)][tile_keys][NB]; columns beyond dim keep the zeros they
+// start with.
+template <class T>
+GD_NOINLINE void pack_values(const T* v, i64 stride, i64 keys, i64 dim, float* to) {
   for (i64 i = 0; i < keys; ++i, v += stride)
     for_lanes(dim, [&](i64 d, auto lanes) {
       store(to + (d / NB * tile_keys + i) * NB + d % NB, load(v + d, lanes), lanes);
@@ -58,9 +62,11 @@ struct ManyScratch {
   static i64 queries(i64 group) { return round_up(most(block_queries, group), R); }
   static i64 floats(i64 group, i64 dim, i64 value_dim) {
     const i64 v = panels(value_dim) * NB;
-    return round_up(queries(group) * (dim + v + 2) + R * tile_keys + tile_keys * (dim + v), 16) + 64;
+    return round_up(queries(group) * (dim + v + 2) + R * tile_keys + tile_keys * (dim + v), 16) +
+           64;
   }
-  ManyScratch(char* base, int thread, i64 group, i64 dim, i64 value_dim) : sums_stride(panels(value_dim) * NB) {
+  ManyScratch(char* base, int thread, i64 group, i64 dim, i64 value_dim)
+      : sums_stride(panels(value_dim) * NB) {
     float* at = reinterpret_cast<float*>(base) + thread * floats(group, dim, value_dim);
     keys = at;
     values = keys + tile_keys * dim;
@@ -80,7 +86,8 @@ struct Job {
 };
 
 template <class T>
-GD_NOINLINE void strip(const Attention<T>& a, const Job& job, i64 row, i64 key, i64 keys, const ManyScratch& s) {
+GD_NOINLINE void strip(const Attention<T>& a, const Job& job, i64 row, i64 key, i64 keys,
+                       const ManyScratch& s) {
   const int n = int(least(R, job.rows() - row));
   const Range see = seen_by_any(a, job.b, job.token(row), job.token(row + n - 1) + 1);
   const i64 needed = least(keys, see.end - key);
@@ -91,13 +98,15 @@ GD_NOINLINE void strip(const Attention<T>& a, const Job& job, i64 row, i64 key, 
     p[i] = reinterpret_cast<const char*>(s.scores + i * tile_keys);
   }
   for (i64 at = 0; at < needed; at += NB)
-    tile_rows<F32Words>(q, n, reinterpret_cast<const char*>(s.keys + at * a.dim), a.dim, s.scores + at, tile_keys, false);
+    tile_rows<F32Words>(q, n, reinterpret_cast<const char*>(s.keys + at * a.dim), a.dim,
+                        s.scores + at, tile_keys, false);
   for (int i = 0; i < n; ++i) {
     Range one = seen(a, job.b, job.token(row + i));
     one.end = least(one.end, key + keys);
     float* sums = s.sums + (row + i) * s.sums_stride;
-    const float shrink = soften(a, job.b, job.head(row + i), job.token(row + i), s.scores + i * tile_keys, key,
-                                round_up(needed, W), one, s.running[row + i]);
+    const float shrink =
+        soften(a, job.b, job.head(row + i), job.token(row + i), s.scores + i * tile_keys, key,
+               round_up(needed, W), one, s.running[row + i]);
     shrink_row(sums, s.sums_stride, shrink);
   }
   for (i64 d = 0; d < s.sums_stride; d += NB)
@@ -105,32 +114,36 @@ GD_NOINLINE void strip(const Attention<T>& a, const Job& job, i64 row, i64 key, 
                         s.sums + row * s.sums_stride + d, s.sums_stride, true);
 }
 
-template <class T> GD_NOINLINE void many_job(const Attention<T>& a, const Job& job, const ManyScratch& s) {
+template <class T>
+GD_NOINLINE void many_job(const Attention<T>& a, const Job& job, const ManyScratch& s) {
   const i64 rows = job.rows();
   for (i64 r = 0; r < rows; ++r) {
     s.running[r] = {nothing, 0};
-    scale_row(a.q + job.b * a.q_stride[0] + job.token(r) * a.q_stride[1] + job.head(r) * a.q_stride[2], a.scale, a.dim,
-              s.q + r * a.dim);
+    scale_row(
+        a.q + job.b * a.q_stride[0] + job.token(r) * a.q_stride[1] + job.head(r) * a.q_stride[2],
+        a.scale, a.dim, s.q + r * a.dim);
   }
   __builtin_memset(s.sums, 0, size_t(rows * s.sums_stride) * 4);
   __builtin_memset(s.values, 0, size_t(tile_keys * s.sums_stride) * 4);
   const Range see = seen_by_any(a, job.b, job.begin, job.end);
   for (i64 key = see.begin; key < see.end; key += tile_keys) {
     const i64 keys = least(tile_keys, see.end - key);
-    pack_keys(a.k + job.b * a.k_stride[0] + key * a.k_stride[1] + job.g * a.k_stride[2], a.k_stride[1], keys, a.dim,
-              s.keys);
-    pack_values(a.v + job.b * a.v_stride[0] + key * a.v_stride[1] + job.g * a.v_stride[2], a.v_stride[1], keys,
-                a.value_dim, s.values);
+    pack_keys(a.k + job.b * a.k_stride[0] + key * a.k_stride[1] + job.g * a.k_stride[2],
+              a.k_stride[1], keys, a.dim, s.keys);
+    pack_values(a.v + job.b * a.v_stride[0] + key * a.v_stride[1] + job.g * a.v_stride[2],
+                a.v_stride[1], keys, a.value_dim, s.values);
     for (i64 row = 0; row < rows; row += R) strip(a, job, row, key, keys, s);
   }
   for (i64 r = 0; r < rows; ++r)
     finish_row(s.sums + r * s.sums_stride, s.running[r].total, a.value_dim,
-               a.out + job.b * a.out_stride[0] + job.token(r) * a.out_stride[1] + job.head(r) * a.out_stride[2]);
+               a.out + job.b * a.out_stride[0] + job.token(r) * a.out_stride[1] +
+                   job.head(r) * a.out_stride[2]);
 }
 
 // Jobs are handed out one by one, the last tokens, which see the most, first.
 template <class T> GD_NOINLINE void many(const Team& team, const Attention<T>& a, char* scratch) {
-  const i64 group = a.heads / a.kv_heads, block = block_tokens(group), groups = a.batch * a.kv_heads;
+  const i64 group = a.heads / a.kv_heads, block = block_tokens(group),
+            groups = a.batch * a.kv_heads;
   const i64 blocks = (a.tokens + block - 1) / block;
   const ManyScratch own(scratch, team.id, group, a.dim, a.value_dim);
   team.barrier();
@@ -138,7 +151,8 @@ template <class T> GD_NOINLINE void many(const Team& team, const Attention<T>& a
   team.barrier();
   for (i64 i = team.take_ticket(); i < blocks * groups; i = team.take_ticket()) {
     const i64 begin = (blocks - 1 - i / groups) * block, at = i % groups;
-    many_job(a, Job{at / a.kv_heads, at % a.kv_heads, group, begin, least(begin + block, a.tokens)}, own);
+    many_job(a, Job{at / a.kv_heads, at % a.kv_heads, group, begin, least(begin + block, a.tokens)},
+             own);
   }
 }
 

@@ -5,22 +5,26 @@
 
 namespace gd {
 
-// [batch, token or slot, head, dim]; the last dimension is contiguous, the strides of the others count elements.
+// [batch, token or slot, head, dim]; the last dimension is contiguous, the strides of the others
+// count elements.
 template <class T> struct View4 {
   T* p;
   i64 stride[3];
-  GD_INLINE T* at(i64 b, i64 t, i64 h) const { return p + b * stride[0] + t * stride[1] + h * stride[2]; }
+  GD_INLINE T* at(i64 b, i64 t, i64 h) const {
+    return p + b * stride[0] + t * stride[1] + h * stride[2];
+  }
 };
-
 
 template <class T> GD_INLINE void copy_row(const T* from, T* to, i64 n) {
   __builtin_memmove(to, from, size_t(n) * sizeof(T));
 }
 
-// Row x[b, t] goes to slot positions[b, t] of the cache; a negative position is padding and goes nowhere.
+// Row x[b, t] goes to slot positions[b, t] of the cache; a negative position is padding and goes
+// nowhere.
 template <class T>
-GD_NOINLINE void kv_append(const Team& team, View4<const T> x, const int32_t* positions, i64 position_stride,
-                           View4<T> cache, i64 batch, i64 tokens, i64 heads, i64 dim) {
+GD_NOINLINE void kv_append(const Team& team, View4<const T> x, const int32_t* positions,
+                           i64 position_stride, View4<T> cache, i64 batch, i64 tokens, i64 heads,
+                           i64 dim) {
   const Range mine = team.share(batch * tokens * heads);
   for (i64 i = mine.begin; i < mine.end; ++i) {
     const i64 h = i % heads, t = i / heads % tokens, b = i / heads / tokens;
@@ -32,15 +36,18 @@ GD_NOINLINE void kv_append(const Team& team, View4<const T> x, const int32_t* po
 namespace rotary {
 
 // Pairs (i, i + rotary / 2).  `out` may be `x`.
-template <class T> GD_INLINE void half_split(const T* x, const float* cos, const float* sin, T* out, i64 half) {
+template <class T>
+GD_INLINE void half_split(const T* x, const float* cos, const float* sin, T* out, i64 half) {
   for_lanes(half, [&](i64 i, auto l) {
-    const F a = load(x + i, l), b = load(x + half + i, l), c = load(cos + i, l), s = load(sin + i, l);
+    const F a = load(x + i, l), b = load(x + half + i, l), c = load(cos + i, l),
+            s = load(sin + i, l);
     store(out + i, a * c - b * s, l);
     store(out + half + i, b * c + a * s, l);
   });
 }
 // Pairs (2 i, 2 i + 1).
-template <class T> GD_INLINE void interleaved(const T* x, const float* cos, const float* sin, T* out, i64 half) {
+template <class T>
+GD_INLINE void interleaved(const T* x, const float* cos, const float* sin, T* out, i64 half) {
   for (i64 i = 0; i < half; ++i) {
     const float a = to_float(x[2 * i]), b = to_float(x[2 * i + 1]);
     put(out + 2 * i, a * cos[i] - b * sin[i]);
@@ -48,9 +55,12 @@ template <class T> GD_INLINE void interleaved(const T* x, const float* cos, cons
   }
 }
 template <class T>
-GD_NOINLINE void row(const T* x, const float* cos, const float* sin, T* out, i64 dim, i64 turned, bool pairs) {
-  if (pairs) interleaved(x, cos, sin, out, turned / 2);
-  else half_split(x, cos, sin, out, turned / 2);
+GD_NOINLINE void row(const T* x, const float* cos, const float* sin, T* out, i64 dim, i64 turned,
+                     bool pairs) {
+  if (pairs)
+    interleaved(x, cos, sin, out, turned / 2);
+  else
+    half_split(x, cos, sin, out, turned / 2);
   if (out != x && dim > turned) copy_row(x + turned, out + turned, dim - turned);
 }
 
@@ -63,14 +73,16 @@ struct Angles {
   GD_INLINE i64 at(i64 b, i64 t) const { return b * stride[0] + t * stride[1]; }
 };
 
-// Turns the first `rotary` dims of every head by the angles of its token; the others pass through.  `out` may be `x`.
+// Turns the first `rotary` dims of every head by the angles of its token; the others pass through.
+// `out` may be `x`.
 template <class T>
-GD_NOINLINE void rope(const Team& team, View4<const T> x, Angles angles, View4<T> out, i64 batch, i64 tokens, i64 heads,
-                      i64 dim, i64 rotary, bool interleaved) {
+GD_NOINLINE void rope(const Team& team, View4<const T> x, Angles angles, View4<T> out, i64 batch,
+                      i64 tokens, i64 heads, i64 dim, i64 rotary, bool interleaved) {
   const Range mine = team.share(batch * tokens * heads);
   for (i64 i = mine.begin; i < mine.end; ++i) {
     const i64 h = i % heads, t = i / heads % tokens, b = i / heads / tokens, at = angles.at(b, t);
-    rotary::row(x.at(b, t, h), angles.cos + at, angles.sin + at, out.at(b, t, h), dim, rotary, interleaved);
+    rotary::row(x.at(b, t, h), angles.cos + at, angles.sin + at, out.at(b, t, h), dim, rotary,
+                interleaved);
   }
 }
 
@@ -98,7 +110,8 @@ template <class T> GD_NOINLINE void rope_append(const Team& team, const RopeAppe
     if (slot < 0) continue;
     const i64 g = (j - r.heads) / 2;
     if ((j - r.heads) % 2 == 0)
-      rotary::row(r.k.at(b, t, g), cos, sin, r.k_cache.at(b, slot, g), r.dim, r.rotary, r.interleaved);
+      rotary::row(r.k.at(b, t, g), cos, sin, r.k_cache.at(b, slot, g), r.dim, r.rotary,
+                  r.interleaved);
     else
       copy_row(r.v.at(b, t, g), r.v_cache.at(b, slot, g), r.value_dim);
   }

@@ -1,4 +1,5 @@
-// y = x w^T with packed weights, for few rows (bound by reading the weights) and for many (bound by multiply-adds).
+// y = x w^T with packed weights, for few rows (bound by reading the weights) and for many (bound by
+// multiply-adds).
 #pragma once
 #include "matmul_tile.hpp"
 #include "team.hpp"
@@ -6,13 +7,15 @@
 namespace gd {
 namespace product {
 
-constexpr i64 few_rows = 2 * R;           // up to here or less the weights are streamed once and x stays in cache
-constexpr i64 block_k = 256;              // words of k whose panel stays in L1
-constexpr i64 block_rows = 16 * R;        // rows of x that stay in L2 with it
-constexpr i64 block_columns = 128;        // columns whose sums and unpacked weights stay in L2
-constexpr i64 chunk_rows = 88 * R;         // rows for which x is copied and the weights are read once
+constexpr i64 few_rows =
+    2 * R;  // up to here or less the weights are streamed once and x stays in cache
+constexpr i64 block_k = 256;        // words of k whose panel stays in L1
+constexpr i64 block_rows = 16 * R;  // rows of x that stay in L2 with it
+constexpr i64 block_columns = 128;  // columns whose sums and unpacked weights stay in L2
+constexpr i64 chunk_rows = 88 * R;  // rows for which x is copied and the weights are read once
 
-// The words of x that go with T's packed weights: many rows of bf16 are multiplied in f32 unless there is a dot product.
+// The words of x that go with T's packed weights: many rows of bf16 are multiplied in f32 unless
+// there is a dot product.
 #if defined(GD_BF16_DOT)
 template <class T> constexpr bool dots = same<T, bf16>::value;
 #else
@@ -32,9 +35,12 @@ template <> struct Kinds<bf16> {
 #endif
 };
 // Unpacking pairs costs the blocked path a pass over the weights, which few rows do not repay.
-template <class T> constexpr i64 few_limit = same<typename Kinds<T>::few, PairWords>::value ? few_rows : R;
+template <class T>
+constexpr i64 few_limit = same<typename Kinds<T>::few, PairWords>::value ? few_rows : R;
 // 32-bit words of a row of x in scratch.
-template <class T> GD_INLINE i64 x_words(i64 k) { return dots<T> ? words<T>(k) : round_up(k, per_word<T>); }
+template <class T> GD_INLINE i64 x_words(i64 k) {
+  return dots<T> ? words<T>(k) : round_up(k, per_word<T>);
+}
 
 // Row x[k] from `begin` as `count` words, zeros beyond k.
 template <class T> GD_INLINE void copy_words(const T* x, i64 k, i64 begin, i64 count, char* to) {
@@ -52,22 +58,29 @@ template <class T> GD_INLINE void copy_words(const T* x, i64 k, i64 begin, i64 c
 
 // c[rows][stride], and the second product at c + next: hands every vector of sums to the epilogue.
 template <int NW, class Epi>
-GD_NOINLINE void drain(const float* c, i64 next, i64 stride, i64 row, i64 rows, i64 column, i64 columns, Epi& epi) {
+GD_NOINLINE void drain(const float* c, i64 next, i64 stride, i64 row, i64 rows, i64 column,
+                       i64 columns, Epi& epi) {
   for (i64 r = 0; r < rows; ++r, c += stride)
     for_lanes(columns, [&](i64 j, auto l) {
-      if constexpr (NW == 1) epi(row + r, column + j, l, load(c + j, Full{}));
-      else epi(row + r, column + j, l, load(c + j, Full{}), load(c + next + j, Full{}));
+      if constexpr (NW == 1)
+        epi(row + r, column + j, l, load(c + j, Full{}));
+      else
+        epi(row + r, column + j, l, load(c + j, Full{}), load(c + next + j, Full{}));
     });
 }
 
-// Whether x must be copied for few rows, and whether the threads share one copy, which costs them two barriers.
-template <class T> GD_INLINE bool copies(i64 k) { return same<T, bf16>::value && !(dots<T> && k % 2 == 0); }
+// Whether x must be copied for few rows, and whether the threads share one copy, which costs them
+// two barriers.
+template <class T> GD_INLINE bool copies(i64 k) {
+  return same<T, bf16>::value && !(dots<T> && k % 2 == 0);
+}
 GD_INLINE bool shares_copy(i64 rows, i64 k, int threads) { return threads > 1 && rows * k > 16384; }
 
-// Points `pointers` at the rows of x, copied into scratch where the tile cannot read them as they are.
+// Points `pointers` at the rows of x, copied into scratch where the tile cannot read them as they
+// are.
 template <class T>
-GD_NOINLINE void few_pointers(const Team& team, const T* x, i64 stride, i64 rows, i64 k, char* scratch,
-                              const char** pointers) {
+GD_NOINLINE void few_pointers(const Team& team, const T* x, i64 stride, i64 rows, i64 k,
+                              char* scratch, const char** pointers) {
   if (!copies<T>(k)) {
     for (i64 r = 0; r < rows; ++r) pointers[r] = reinterpret_cast<const char*>(x + r * stride);
     return;
@@ -77,7 +90,8 @@ GD_NOINLINE void few_pointers(const Team& team, const T* x, i64 stride, i64 rows
   const Range mine = shared ? team.share(rows) : Range{0, rows};
   if (!shared) scratch += team.id * round_up(rows * row_bytes, 64);
   if (shared) team.barrier();
-  for (i64 r = mine.begin; r < mine.end; ++r) copy_words(x + r * stride, k, 0, count, scratch + r * row_bytes);
+  for (i64 r = mine.begin; r < mine.end; ++r)
+    copy_words(x + r * stride, k, 0, count, scratch + r * row_bytes);
   if (shared) team.barrier();
   for (i64 r = 0; r < rows; ++r) pointers[r] = scratch + r * row_bytes;
 }
@@ -86,7 +100,8 @@ constexpr i64 few_stride = most_side_panels * NB;  // of a row of sums
 
 // c[rows][few_stride] = the rows times whole panels, at most side_panels<1> of them.
 template <class T>
-GD_NOINLINE void few_panels(const char* const* x, i64 rows, const T* w, Range group, i64 k, float* c) {
+GD_NOINLINE void few_panels(const char* const* x, i64 rows, const T* w, Range group, i64 k,
+                            float* c) {
   using Kind = typename Kinds<T>::few;
   const i64 count = words<T>(k), bytes = count * NB * 4;
   for (i64 p = group.begin; p < group.end;) {
@@ -103,15 +118,16 @@ GD_NOINLINE void few_panels(const char* const* x, i64 rows, const T* w, Range gr
       continue;
     }
     for (i64 r = 0; r < rows; r += R)
-      tile_rows<Kind>(x + r, int(least(R, rows - r)), panel, count, c + r * few_stride, few_stride, false);
+      tile_rows<Kind>(x + r, int(least(R, rows - r)), panel, count, c + r * few_stride, few_stride,
+                      false);
     ++p;
     c += NB;
   }
 }
 
 template <int NW, class T, class Epi>
-void few(const Team& team, const T* x, i64 stride, const T* const (&w)[NW], i64 rows, i64 n, i64 k, char* scratch,
-         Epi& epi) {
+void few(const Team& team, const T* x, i64 stride, const T* const (&w)[NW], i64 rows, i64 n, i64 k,
+         char* scratch, Epi& epi) {
   const char* pointers[few_rows];
   few_pointers(team, x, stride, rows, k, scratch, pointers);
   const Range mine = team.share(panels(n));
@@ -119,11 +135,13 @@ void few(const Team& team, const T* x, i64 stride, const T* const (&w)[NW], i64 
   for (i64 p = mine.begin; p < mine.end; p += most_side_panels) {
     const Range group = {p, least(p + most_side_panels, mine.end)};
     for (int q = 0; q < NW; ++q) few_panels(pointers, rows, w[q], group, k, c[q]);
-    drain<NW>(c[0], few_rows * few_stride, few_stride, 0, rows, p * NB, least(group.end * NB, n) - p * NB, epi);
+    drain<NW>(c[0], few_rows * few_stride, few_stride, 0, rows, p * NB,
+              least(group.end * NB, n) - p * NB, epi);
   }
 }
 
-// Threads over strips of R rows and over groups of columns, so that the busiest has the least to do.
+// Threads over strips of R rows and over groups of columns, so that the busiest has the least to
+// do.
 struct Grid {
   int down, across;
 };
@@ -143,17 +161,22 @@ inline Grid choose_grid(i64 strips, i64 groups, int threads) {
 
 // R rows of x, from word `begin`, side by side: [size][R].
 template <class T>
-GD_NOINLINE void copy_strip(const T* x, i64 stride, i64 rows, i64 k, i64 begin, i64 size, int32_t* to) {
+GD_NOINLINE void copy_strip(const T* x, i64 stride, i64 rows, i64 k, i64 begin, i64 size,
+                            int32_t* to) {
   alignas(64) int32_t row[R][block_k];
   for (i64 r = 0; r < R; ++r)
-    if (r < rows) copy_words(x + r * stride, k, begin, size, reinterpret_cast<char*>(row[r]));
-    else __builtin_memset(row[r], 0, sizeof row[r]);
+    if (r < rows)
+      copy_words(x + r * stride, k, begin, size, reinterpret_cast<char*>(row[r]));
+    else
+      __builtin_memset(row[r], 0, sizeof row[r]);
   for (i64 i = 0; i < size; ++i)
     for (int r = 0; r < R; ++r) *to++ = row[r][i];
 }
-// x[rows][k] as blocks [words / block_k][strips][words of the block][R], copied by all threads together.
+// x[rows][k] as blocks [words / block_k][strips][words of the block][R], copied by all threads
+// together.
 template <class T>
-GD_NOINLINE void copy_blocks(const Team& team, const T* x, i64 stride, i64 rows, i64 padded, i64 k, char* to) {
+GD_NOINLINE void copy_blocks(const Team& team, const T* x, i64 stride, i64 rows, i64 padded, i64 k,
+                             char* to) {
   const i64 count = x_words<T>(k);
   const Range mine = team.share((rows + R - 1) / R);
   for (i64 begin = 0; begin < count; begin += block_k) {
@@ -175,10 +198,11 @@ GD_NOINLINE inline void unpack_pairs(const char* panel, i64 begin, i64 count, fl
     }
 }
 
-// c[rows][block_columns] = x times some panels, k block by k block; `unpacked` has room for one block of weights in f32.
+// c[rows][block_columns] = x times some panels, k block by k block; `unpacked` has room for one
+// block of weights in f32.
 template <class T>
-GD_NOINLINE void many_block(const char* x, i64 padded, Range rows, const T* w, Range group, i64 k, float* unpacked,
-                            float* c) {
+GD_NOINLINE void many_block(const char* x, i64 padded, Range rows, const T* w, Range group, i64 k,
+                            float* unpacked, float* c) {
   constexpr bool unpacks = same<T, bf16>::value && !dots<T>;
   const i64 count = x_words<T>(k);
   for (i64 begin = 0; begin < count; begin += block_k) {
@@ -197,8 +221,8 @@ GD_NOINLINE void many_block(const char* x, i64 padded, Range rows, const T* w, R
         for (i64 r = r0; r < least(r0 + block_rows, rows.end); r += R) {
           const char* next = block[p + 1 < count_panels ? p + 1 : 0] + (r - r0) / R * size * 8;
           strip_tile<typename Kinds<T>::many>(xb + r * size * 4, block[p], size,
-                                              c + (r - rows.begin) * block_columns + p * NB, block_columns, begin > 0,
-                                              next);
+                                              c + (r - rows.begin) * block_columns + p * NB,
+                                              block_columns, begin > 0, next);
         }
   }
 }
@@ -209,11 +233,13 @@ GD_INLINE i64 even_chunk(i64 rows) {
   return round_up((rows + chunks - 1) / chunks, R);
 }
 GD_INLINE i64 block_floats(i64 padded) { return padded * block_columns; }
-GD_INLINE i64 own_floats(i64 padded, int nw) { return block_k * block_columns + nw * block_floats(padded); }
+GD_INLINE i64 own_floats(i64 padded, int nw) {
+  return block_k * block_columns + nw * block_floats(padded);
+}
 
 template <int NW, class T, class Epi>
-void many(const Team& team, const T* x, i64 stride, const T* const (&w)[NW], i64 rows, i64 n, i64 k, char* scratch,
-          Epi& epi) {
+void many(const Team& team, const T* x, i64 stride, const T* const (&w)[NW], i64 rows, i64 n, i64 k,
+          char* scratch, Epi& epi) {
   constexpr i64 group = block_columns / NB;
   const i64 most_rows = even_chunk(rows), x_bytes = round_up(most_rows * round_up(k, 2) * 4, 64);
   float* own = reinterpret_cast<float*>(scratch + x_bytes) + team.id * own_floats(most_rows, NW);
@@ -230,9 +256,10 @@ void many(const Team& team, const T* x, i64 stride, const T* const (&w)[NW], i64
     for (i64 p = across.begin; p < across.end; p += group) {
       const Range block = {p, least(p + group, across.end)};
       for (int q = 0; q < NW; ++q)
-        many_block(scratch, most_rows, own_rows, w[q], block, k, own, sums + q * block_floats(most_rows));
-      drain<NW>(sums, block_floats(most_rows), block_columns, row + own_rows.begin, own_rows.end - own_rows.begin,
-                p * NB, least(block.end * NB, n) - p * NB, epi);
+        many_block(scratch, most_rows, own_rows, w[q], block, k, own,
+                   sums + q * block_floats(most_rows));
+      drain<NW>(sums, block_floats(most_rows), block_columns, row + own_rows.begin,
+                own_rows.end - own_rows.begin, p * NB, least(block.end * NB, n) - p * NB, epi);
     }
   }
 }
@@ -246,22 +273,27 @@ inline i64 matmul_scratch(i64 rows, i64 n, i64 k, int nw, int threads) {
   const i64 few = rows <= product::few_rows ? threads * round_up(rows * row_bytes, 64) : 0;
   if (rows <= R) return few;
   const i64 padded = product::even_chunk(rows);
-  return most(few, round_up(padded * row_bytes, 64) + threads * product::own_floats(padded, nw) * 4);
+  return most(few,
+              round_up(padded * row_bytes, 64) + threads * product::own_floats(padded, nw) * 4);
 }
 
-// For every row and vector of columns: epi(row, column, lanes, sum of x[row] * w[0][column .. ][, the same with w[1]]).
-// All threads call it; it may pass barriers, and other calls may use the scratch only behind a barrier.
+// For every row and vector of columns: epi(row, column, lanes, sum of x[row] * w[0][column .. ][,
+// the same with w[1]]). All threads call it; it may pass barriers, and other calls may use the
+// scratch only behind a barrier.
 template <int NW, class T, class Epi>
-void matmul(const Team& team, const T* x, i64 x_stride, const T* const (&w)[NW], i64 rows, i64 n, i64 k, char* scratch,
-            Epi epi) {
-  if (rows <= product::few_limit<T>) product::few<NW>(team, x, x_stride, w, rows, n, k, scratch, epi);
-  else product::many<NW>(team, x, x_stride, w, rows, n, k, scratch, epi);
+void matmul(const Team& team, const T* x, i64 x_stride, const T* const (&w)[NW], i64 rows, i64 n,
+            i64 k, char* scratch, Epi epi) {
+  if (rows <= product::few_limit<T>)
+    product::few<NW>(team, x, x_stride, w, rows, n, k, scratch, epi);
+  else
+    product::many<NW>(team, x, x_stride, w, rows, n, k, scratch, epi);
 }
 
-// out[i] = row ids[i] of a table[rows, dim] that was packed as a weight; every id must be below `rows`.
+// out[i] = row ids[i] of a table[rows, dim] that was packed as a weight; every id must be below
+// `rows`.
 template <class T>
-GD_NOINLINE void embedding(const Team& team, const int32_t* ids, i64 count, const T* packed, i64 rows, i64 dim,
-                           T* out, i64 out_stride) {
+GD_NOINLINE void embedding(const Team& team, const int32_t* ids, i64 count, const T* packed,
+                           i64 rows, i64 dim, T* out, i64 out_stride) {
   (void)rows;
   constexpr i64 piece = 64;
   const i64 pieces = (dim + piece - 1) / piece;
@@ -274,8 +306,8 @@ GD_NOINLINE void embedding(const Team& team, const int32_t* ids, i64 count, cons
 
 // The same from a row-major table.
 template <class T>
-GD_NOINLINE void embedding_plain(const Team& team, const int32_t* ids, i64 count, const T* table, i64 rows, i64 dim,
-                                 T* out, i64 out_stride) {
+GD_NOINLINE void embedding_plain(const Team& team, const int32_t* ids, i64 count, const T* table,
+                                 i64 rows, i64 dim, T* out, i64 out_stride) {
   (void)rows;
   const Range mine = team.share(count);
   for (i64 i = mine.begin; i < mine.end; ++i)

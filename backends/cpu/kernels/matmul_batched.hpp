@@ -4,8 +4,8 @@
 
 namespace gd {
 
-// out[*b, m, n] = a[*b, m, k] @ b[*b, k, n]; strides count elements, in the order (batch 0, 1, 2, then the two of the
-// matrix), and may be 0 or transposed.
+// out[*b, m, n] = a[*b, m, k] @ b[*b, k, n]; strides count elements, in the order (batch 0, 1, 2,
+// then the two of the matrix), and may be 0 or transposed.
 template <class T> struct BatchedMatmul {
   const T *a, *b;
   T* out;
@@ -23,9 +23,11 @@ GD_INLINE i64 offset(const i64 (&stride)[5], const i64 (&at)[3]) {
 
 // rows x columns of a strided matrix in f32, `width` floats a row, zeros beyond.
 template <class T>
-GD_NOINLINE void copy_block(const T* x, i64 row_stride, i64 column_stride, i64 rows, i64 columns, float* to, i64 width) {
+GD_NOINLINE void copy_block(const T* x, i64 row_stride, i64 column_stride, i64 rows, i64 columns,
+                            float* to, i64 width) {
   for (i64 r = 0; r < rows; ++r, x += row_stride, to += width) {
-    if (column_stride == 1) for_lanes(columns, [&](i64 i, auto l) { store(to + i, load(x + i, l), l); });
+    if (column_stride == 1)
+      for_lanes(columns, [&](i64 i, auto l) { store(to + i, load(x + i, l), l); });
     else
       for (i64 i = 0; i < columns; ++i) to[i] = to_float(x[i * column_stride]);
     for (i64 i = columns; i < width; ++i) to[i] = 0;
@@ -34,25 +36,30 @@ GD_NOINLINE void copy_block(const T* x, i64 row_stride, i64 column_stride, i64 r
 
 // c[rows][NB] = the rows from m0 and NB columns from n0 of one product.
 template <class T>
-GD_NOINLINE void block(const BatchedMatmul<T>& p, const T* a, const T* b, i64 m0, i64 rows, i64 n0, float* c) {
+GD_NOINLINE void block(const BatchedMatmul<T>& p, const T* a, const T* b, i64 m0, i64 rows, i64 n0,
+                       float* c) {
   alignas(64) float a_block[block_m * block_k], b_block[block_k * NB];
   const i64 columns = least(NB, p.n - n0);
   if (p.k == 0) __builtin_memset(c, 0, sizeof(float) * block_m * NB);
   for (i64 k0 = 0; k0 < p.k; k0 += block_k) {
     const i64 size = least(block_k, p.k - k0);
-    copy_block(a + m0 * p.a_stride[3] + k0 * p.a_stride[4], p.a_stride[3], p.a_stride[4], rows, size, a_block, block_k);
-    copy_block(b + k0 * p.b_stride[3] + n0 * p.b_stride[4], p.b_stride[3], p.b_stride[4], size, columns, b_block, NB);
+    copy_block(a + m0 * p.a_stride[3] + k0 * p.a_stride[4], p.a_stride[3], p.a_stride[4], rows,
+               size, a_block, block_k);
+    copy_block(b + k0 * p.b_stride[3] + n0 * p.b_stride[4], p.b_stride[3], p.b_stride[4], size,
+               columns, b_block, NB);
     for (i64 r = 0; r < rows; r += R) {
       const char* pointers[R];
-      for (int i = 0; i < R; ++i) pointers[i] = reinterpret_cast<const char*>(a_block + (r + i) * block_k);
-      tile_rows<F32Words>(pointers, int(least(R, rows - r)), reinterpret_cast<const char*>(b_block), size, c + r * NB, NB,
-                          k0 > 0);
+      for (int i = 0; i < R; ++i)
+        pointers[i] = reinterpret_cast<const char*>(a_block + (r + i) * block_k);
+      tile_rows<F32Words>(pointers, int(least(R, rows - r)), reinterpret_cast<const char*>(b_block),
+                          size, c + r * NB, NB, k0 > 0);
     }
   }
 }
 
 template <class T, class Epi>
-GD_NOINLINE void store_block(const float* c, T* out, i64 row_stride, i64 column_stride, i64 rows, i64 columns, Epi& epi) {
+GD_NOINLINE void store_block(const float* c, T* out, i64 row_stride, i64 column_stride, i64 rows,
+                             i64 columns, Epi& epi) {
   for (i64 r = 0; r < rows; ++r, c += NB, out += row_stride)
     for_lanes(columns, [&](i64 j, auto l) {
       const F value = epi(load(c + j, Full{}));
@@ -64,7 +71,8 @@ GD_NOINLINE void store_block(const float* c, T* out, i64 row_stride, i64 column_
 }  // namespace batched
 
 // epi(F) -> F is applied to every vector of sums before it is rounded to T.
-template <class T, class Epi> void matmul_batched(const Team& team, const BatchedMatmul<T>& p, Epi epi) {
+template <class T, class Epi>
+void matmul_batched(const Team& team, const BatchedMatmul<T>& p, Epi epi) {
   using namespace batched;
   const i64 downs = (p.m + block_m - 1) / block_m, across = panels(p.n);
   const Range mine = team.share(p.batch[0] * p.batch[1] * p.batch[2] * downs * across);
@@ -86,11 +94,12 @@ inline i64 expert_scratch(i64 rows, i64 k, int threads) {
   return round_up(rows * round_up(k, 2) * 4, 64) + threads * round_up(rows * 4, 64);
 }
 
-// y[r] = x[r] w[ids[r]]^T, where w is `experts` weights [n, k], each packed by itself, one after the other.  A row whose id
-// is not among them becomes zeros.  epi(row, column, lanes, F) as in matmul.
+// y[r] = x[r] w[ids[r]]^T, where w is `experts` weights [n, k], each packed by itself, one after
+// the other.  A row whose id is not among them becomes zeros.  epi(row, column, lanes, F) as in
+// matmul.
 template <class T, class Epi>
-void expert_linear(const Team& team, const T* x, i64 x_stride, const T* w, const int32_t* ids, i64 rows, i64 experts,
-                   i64 n, i64 k, char* scratch, Epi epi) {
+void expert_linear(const Team& team, const T* x, i64 x_stride, const T* w, const int32_t* ids,
+                   i64 rows, i64 experts, i64 n, i64 k, char* scratch, Epi epi) {
   const i64 count = product::x_words<T>(k), expert_size = packed_bytes<T>(n, k) / i64(sizeof(T));
   const bool copied = product::copies<T>(k);
   const Range rows_mine = team.share(rows), mine = team.share(panels(n));
@@ -112,10 +121,13 @@ void expert_linear(const Team& team, const T* x, i64 x_stride, const T* w, const
         for (i64 i = 0; i < group; ++i)
           pointers[i] = copied ? scratch + list[r + i] * count * 4
                                : reinterpret_cast<const char*>(x + list[r + i] * x_stride);
-        if (e < 0) __builtin_memset(c, 0, sizeof c);
-        else product::few_panels(pointers, group, w + e * expert_size, {panel, panel + 1}, k, c);
+        if (e < 0)
+          __builtin_memset(c, 0, sizeof c);
+        else
+          product::few_panels(pointers, group, w + e * expert_size, {panel, panel + 1}, k, c);
         for (i64 i = 0; i < group; ++i)
-          product::drain<1>(c + i * product::few_stride, 0, NB, list[r + i], 1, panel * NB, least(NB, n - panel * NB), epi);
+          product::drain<1>(c + i * product::few_stride, 0, NB, list[r + i], 1, panel * NB,
+                            least(NB, n - panel * NB), epi);
       }
   }
 }

@@ -1,8 +1,9 @@
 // The register-blocked inner loops of every matrix product, and the packed layout of weights.
 //
-// Packed weights are 32-bit words in panels of NB columns: [ceil(n / NB)][words of k][NB].  A word is one f32, or two bf16
-// that follow each other along k (the first in the low half).  Columns and k are padded with zeros.  The layout serves the
-// bf16 dot product as it is; without that instruction a word unpacks into two f32 with one shift and one mask.
+// Packed weights are 32-bit words in panels of NB columns: [ceil(n / NB)][words of k][NB].  A word
+// is one f32, or two bf16 that follow each other along k (the first in the low half).  Columns and
+// k are padded with zeros.  The layout serves the bf16 dot product as it is; without that
+// instruction a word unpacks into two f32 with one shift and one mask.
 #pragma once
 #include "simd.hpp"
 
@@ -10,7 +11,7 @@ namespace gd {
 
 constexpr int V = W == 16 ? 4 : 2;  // vectors across a panel
 constexpr int NB = V * W;           // columns of a panel
-constexpr int R = 6;                // rows of the largest tile: R * V accumulators fit the registers
+constexpr int R = 6;  // rows of the largest tile: R * V accumulators fit the registers
 
 template <class T> constexpr int per_word = 4 / int(sizeof(T));
 template <class T> constexpr i64 words(i64 k) { return (k + per_word<T> - 1) / per_word<T>; }
@@ -54,10 +55,13 @@ template <int Rows> struct RowPointers {
 };
 struct Strip {
   const char* words;
-  template <class Kind> GD_INLINE const char* at(i64 k, int, int r) const { return words + (k * R + r) * 4; }
+  template <class Kind> GD_INLINE const char* at(i64 k, int, int r) const {
+    return words + (k * R + r) * 4;
+  }
 };
 
-template <int Rows, class Kind, class X> GD_INLINE void step(F (&acc)[Rows][V], const X& x, i64 k, const char* w) {
+template <int Rows, class Kind, class X>
+GD_INLINE void step(F (&acc)[Rows][V], const X& x, i64 k, const char* w) {
   I word[V];
 #pragma GCC unroll 4
   for (int v = 0; v < V; ++v) word[v] = load_raw<I>(w + v * W * 4, Full{});
@@ -66,18 +70,22 @@ template <int Rows, class Kind, class X> GD_INLINE void step(F (&acc)[Rows][V], 
     F weight[V];
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v)
-      weight[v] = !same<Kind, PairWords>::value ? (F)word[v] : part == 0 ? low_half(word[v]) : high_half(word[v]);
+      weight[v] = !same<Kind, PairWords>::value ? (F)word[v]
+                  : part == 0                   ? low_half(word[v])
+                                                : high_half(word[v]);
 #pragma GCC unroll 6
     for (int r = 0; r < Rows; ++r) {
       const I word_x = splat_i(load_word(x.template at<Kind>(k, part, r)));
 #pragma GCC unroll 4
       for (int v = 0; v < V; ++v)
-        acc[r][v] = same<Kind, DotWords>::value ? dot2(acc[r][v], (I)weight[v], word_x) : fma((F)word_x, weight[v], acc[r][v]);
+        acc[r][v] = same<Kind, DotWords>::value ? dot2(acc[r][v], (I)weight[v], word_x)
+                                                : fma((F)word_x, weight[v], acc[r][v]);
     }
   }
 }
 
-template <int Rows> GD_INLINE void store_sums(const F (&acc)[Rows][V], float* c, i64 c_stride, bool add) {
+template <int Rows>
+GD_INLINE void store_sums(const F (&acc)[Rows][V], float* c, i64 c_stride, bool add) {
 #pragma GCC unroll 6
   for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 4
@@ -87,17 +95,18 @@ template <int Rows> GD_INLINE void store_sums(const F (&acc)[Rows][V], float* c,
     }
 }
 
-// Panels that a tile of few rows reads side by side: several streams from memory are faster than one, and their
-// independent sums hide the latency of the multiply-add.  One narrow stream is too much for the machine's own prefetch,
-// several narrow ones are not.
+// Panels that a tile of few rows reads side by side: several streams from memory are faster than
+// one, and their independent sums hide the latency of the multiply-add.  One narrow stream is too
+// much for the machine's own prefetch, several narrow ones are not.
 constexpr int sums_of_few = W == 16 ? 16 : 8;
-template <int Rows> constexpr int side_panels = Rows * V >= sums_of_few ? 1 : sums_of_few / (Rows * V);
+template <int Rows>
+constexpr int side_panels = Rows * V >= sums_of_few ? 1 : sums_of_few / (Rows * V);
 constexpr int most_side_panels = side_panels<1>;
 
 // c[Rows][Panels * NB] (+)= x[Rows][count words] times panels that lie `panel_bytes` apart.
 template <int Rows, int Panels, class Kind>
-GD_NOINLINE void tile(const char* const* rows, const char* w, i64 panel_bytes, i64 count, float* c, i64 c_stride,
-                      bool add) {
+GD_NOINLINE void tile(const char* const* rows, const char* w, i64 panel_bytes, i64 count, float* c,
+                      i64 c_stride, bool add) {
   F acc[Panels][Rows][V] = {};
   RowPointers<Rows> x;
   for (int r = 0; r < Rows; ++r) x.row[r] = rows[r];
@@ -120,11 +129,11 @@ GD_NOINLINE void tile(const char* const* rows, const char* w, i64 panel_bytes, i
   for (int p = 0; p < Panels; ++p) store_sums(acc[p], c + p * NB, c_stride, add);
 }
 
-// The same for a strip of R rows side by side.  Meanwhile it fetches what comes next: its own sums, and `ahead`, a line for
-// each 8 words.
+// The same for a strip of R rows side by side.  Meanwhile it fetches what comes next: its own sums,
+// and `ahead`, a line for each 8 words.
 template <class Kind>
-GD_NOINLINE void strip_tile(const char* strip, const char* w, i64 count, float* c, i64 c_stride, bool add,
-                            const char* ahead) {
+GD_NOINLINE void strip_tile(const char* strip, const char* w, i64 count, float* c, i64 c_stride,
+                            bool add, const char* ahead) {
   F acc[R][V] = {};
   Strip x = {strip};
   for (int r = 0; r < R; ++r)
@@ -141,7 +150,8 @@ GD_NOINLINE void strip_tile(const char* strip, const char* w, i64 count, float* 
 
 // One panel for 1 .. R rows; 3 and 5 rows take two tiles.
 template <class Kind>
-inline void tile_rows(const char* const* rows, int n, const char* w, i64 count, float* c, i64 c_stride, bool add) {
+inline void tile_rows(const char* const* rows, int n, const char* w, i64 count, float* c,
+                      i64 c_stride, bool add) {
   if (n == R) return tile<R, 1, Kind>(rows, w, 0, count, c, c_stride, add);
   if (n == 4) return tile<4, 1, Kind>(rows, w, 0, count, c, c_stride, add);
   if (n == 2) return tile<2, 1, Kind>(rows, w, 0, count, c, c_stride, add);
@@ -153,13 +163,14 @@ inline void tile_rows(const char* const* rows, int n, const char* w, i64 count, 
 
 // One value of a packed weight.
 template <class T> GD_INLINE T packed_at(const T* w, i64 k, i64 row, i64 column) {
-  const i64 word = (row / NB * words<T>(k) + column / per_word<T>) * NB + row % NB;
+  const i64 word = (row / NB * words<T>(k) + column / per_word<T>)*NB + row % NB;
   return w[word * per_word<T> + column % per_word<T>];
 }
 template <class T> i64 packed_bytes(i64 n, i64 k) { return panels(n) * words<T>(k) * NB * 4; }
 
 // w[n, k] row-major, `stride` elements from row to row.
-template <class T> GD_NOINLINE void pack_panels(const T* w, i64 stride, T* dst, i64 n, i64 k, i64 begin, i64 end) {
+template <class T>
+GD_NOINLINE void pack_panels(const T* w, i64 stride, T* dst, i64 n, i64 k, i64 begin, i64 end) {
   constexpr int P = per_word<T>;
   for (i64 panel = begin; panel < end; ++panel) {
     T* to = dst + panel * words<T>(k) * NB * P;
@@ -171,6 +182,8 @@ template <class T> GD_NOINLINE void pack_panels(const T* w, i64 stride, T* dst, 
         }
   }
 }
-template <class T> void pack(const T* w, T* dst, i64 n, i64 k) { pack_panels(w, k, dst, n, k, 0, panels(n)); }
+template <class T> void pack(const T* w, T* dst, i64 n, i64 k) {
+  pack_panels(w, k, dst, n, k, 0, panels(n));
+}
 
 }  // namespace gd

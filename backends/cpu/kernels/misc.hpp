@@ -5,17 +5,22 @@
 
 namespace gd {
 
-// Index of the first of the largest values of each row x[rows, n]; a NaN counts as larger than every number.
+// Index of the first of the largest values of each row x[rows, n]; a NaN counts as larger than
+// every number.
 template <class T>
 GD_NOINLINE void argmax(const Team& team, const T* x, i64 rows, i64 n, i64 stride, int32_t* out) {
   const Range mine = team.share(rows);
   for (i64 r = mine.begin; r < mine.end; ++r) {
     const T* row = x + r * stride;
     F best = splat(-__builtin_inff());
-    for_lanes(n, [&](i64 i, auto l) { best = v_max(best, keep(load(row + i, l), l, -__builtin_inff())); });
+    for_lanes(n, [&](i64 i, auto l) {
+      best = v_max(best, keep(load(row + i, l), l, -__builtin_inff()));
+    });
     const float top = max_of(best);
     i64 at = 0;
-    while (at + 1 < n && !(top != top ? to_float(row[at]) != to_float(row[at]) : to_float(row[at]) == top)) ++at;
+    while (at + 1 < n &&
+           !(top != top ? to_float(row[at]) != to_float(row[at]) : to_float(row[at]) == top))
+      ++at;
     out[r] = int32_t(at);
   }
 }
@@ -75,13 +80,15 @@ template <class T> GD_NOINLINE void best_of_row(const T* row, i64 n, i64 k, Heap
 
 }  // namespace selection
 
-// The k largest values of each row x[rows, n] in descending order, ties by lower index; 1 <= k <= n.  values and indices
-// are [rows, k].
+// The k largest values of each row x[rows, n] in descending order, ties by lower index; 1 <= k <=
+// n.  values and indices are [rows, k].
 template <class T>
-GD_NOINLINE void topk(const Team& team, const T* x, i64 rows, i64 n, i64 stride, i64 k, T* values, int32_t* indices) {
+GD_NOINLINE void topk(const Team& team, const T* x, i64 rows, i64 n, i64 stride, i64 k, T* values,
+                      int32_t* indices) {
   const Range mine = team.share(rows);
   for (i64 r = mine.begin; r < mine.end; ++r)
-    selection::best_of_row(x + r * stride, n, k, selection::Heap<T>{values + r * k, indices + r * k});
+    selection::best_of_row(x + r * stride, n, k,
+                           selection::Heap<T>{values + r * k, indices + r * k});
 }
 
 constexpr int max_rank = 6;
@@ -96,7 +103,8 @@ template <class E> struct StridedCopy {
 template <class E> GD_NOINLINE void copy_strided(const Team& team, const StridedCopy<E>& c) {
   const int inner = c.rank - 1;
   const i64 n = c.rank > 0 ? c.sizes[inner] : 1;
-  const i64 from_step = c.rank > 0 ? c.from_stride[inner] : 1, to_step = c.rank > 0 ? c.to_stride[inner] : 1;
+  const i64 from_step = c.rank > 0 ? c.from_stride[inner] : 1,
+            to_step = c.rank > 0 ? c.to_stride[inner] : 1;
   i64 rows = 1;
   for (int d = 0; d < inner; ++d) rows *= c.sizes[d];
   const Range mine = team.share(rows);
@@ -109,7 +117,8 @@ template <class E> GD_NOINLINE void copy_strided(const Team& team, const Strided
       to += rest % c.sizes[d] * c.to_stride[d];
       rest /= c.sizes[d];
     }
-    if (from_step == 1 && to_step == 1) __builtin_memmove(to, from, size_t(n) * sizeof(E));
+    if (from_step == 1 && to_step == 1)
+      __builtin_memmove(to, from, size_t(n) * sizeof(E));
     else
       for (i64 i = 0; i < n; ++i) to[i * to_step] = from[i * from_step];
   }
@@ -117,13 +126,15 @@ template <class E> GD_NOINLINE void copy_strided(const Team& team, const Strided
 
 // out[i] = x[ids[i]] for rows of `width` elements; a negative id gives a row of zeros.
 template <class E>
-GD_NOINLINE void gather_rows(const Team& team, const E* x, i64 x_stride, const int32_t* ids, i64 count, i64 width,
-                             E* out, i64 out_stride) {
+GD_NOINLINE void gather_rows(const Team& team, const E* x, i64 x_stride, const int32_t* ids,
+                             i64 count, i64 width, E* out, i64 out_stride) {
   const Range mine = team.share(count);
   for (i64 i = mine.begin; i < mine.end; ++i) {
     E* to = out + i * out_stride;
-    if (ids[i] < 0) __builtin_memset(static_cast<void*>(to), 0, size_t(width) * sizeof(E));
-    else __builtin_memcpy(static_cast<void*>(to), x + ids[i] * x_stride, size_t(width) * sizeof(E));
+    if (ids[i] < 0)
+      __builtin_memset(static_cast<void*>(to), 0, size_t(width) * sizeof(E));
+    else
+      __builtin_memcpy(static_cast<void*>(to), x + ids[i] * x_stride, size_t(width) * sizeof(E));
   }
 }
 

@@ -1,5 +1,5 @@
-// Loads, stores, arithmetic and reductions on vectors of W lanes; a Tail never touches memory beyond its lanes.
-// The last argument 4 of the 512-bit built-ins means the current rounding mode.
+// Loads, stores, arithmetic and reductions on vectors of W lanes; a Tail never touches memory
+// beyond its lanes. The last argument 4 of the 512-bit built-ins means the current rounding mode.
 #pragma once
 #include "types.hpp"
 
@@ -33,8 +33,10 @@ template <class V, class E> GD_INLINE V load_raw(const E* p, Tail t) {
 #if defined(GD_AVX512)
   const uint16_t m = uint16_t((1u << t.n) - 1);
   if constexpr (sizeof(E) == 4) return (V)__builtin_ia32_loaddqusi512_mask((const int*)p, I{}, m);
-  if constexpr (sizeof(E) == 2) return (V)__builtin_ia32_loaddquhi256_mask((const short*)p, Shorts{}, m);
-  if constexpr (sizeof(E) == 1) return (V)__builtin_ia32_loaddquqi128_mask((const char*)p, Chars{}, m);
+  if constexpr (sizeof(E) == 2)
+    return (V)__builtin_ia32_loaddquhi256_mask((const short*)p, Shorts{}, m);
+  if constexpr (sizeof(E) == 1)
+    return (V)__builtin_ia32_loaddquqi128_mask((const char*)p, Chars{}, m);
 #elif defined(GD_AVX2)
   if constexpr (sizeof(E) == 4) return (V)__builtin_ia32_maskloadps256((const F*)p, valid(t));
 #endif
@@ -42,7 +44,9 @@ template <class V, class E> GD_INLINE V load_raw(const E* p, Tail t) {
   __builtin_memcpy(&v, p, unsigned(t.n) * sizeof(E));
   return v;
 }
-template <class E, class V> GD_INLINE void store_raw(E* p, V v, Full) { __builtin_memcpy(p, &v, sizeof(V)); }
+template <class E, class V> GD_INLINE void store_raw(E* p, V v, Full) {
+  __builtin_memcpy(p, &v, sizeof(V));
+}
 template <class E, class V> GD_INLINE void store_raw(E* p, V v, Tail t) {
 #if defined(GD_AVX512)
   const uint16_t m = uint16_t((1u << t.n) - 1);
@@ -66,7 +70,9 @@ GD_INLINE F round_to_bf16(F f) { return (F)(bf16_bits(f) << 16); }
 
 template <class L> GD_INLINE F load(const float* p, L l) { return load_raw<F>(p, l); }
 template <class L> GD_INLINE I load(const int32_t* p, L l) { return load_raw<I>(p, l); }
-template <class L> GD_INLINE F load(const bf16* p, L l) { return from_bf16_bits(load_raw<H>(p, l)); }
+template <class L> GD_INLINE F load(const bf16* p, L l) {
+  return from_bf16_bits(load_raw<H>(p, l));
+}
 // A bool loads as a mask of 0 or -1.
 template <class L> GD_INLINE I load(const uint8_t* p, L l) {
   return __builtin_convertvector(load_raw<B>(p, l), I) != splat_i(0);
@@ -133,7 +139,8 @@ GD_INLINE F v_floor(F a) {
   return v_abs(a) < 8388608.f ? (F)((I)down | ((I)a & splat_i(int32_t(0x80000000)))) : a;
 }
 
-// A fixed tree of halves, so the result does not depend on the width of the machine's own reduction.
+// A fixed tree of halves, so the result does not depend on the width of the machine's own
+// reduction.
 GD_INLINE float sum(F v) {
   for (int s = W / 2; s > 0; s /= 2) v = v + __builtin_shuffle(v, lane_index() ^ s);
   return v[0];

@@ -1,4 +1,5 @@
-// The threads of one parallel region, their shares of work and the barrier between dependent kernels.
+// The threads of one parallel region, their shares of work and the barrier between dependent
+// kernels.
 #pragma once
 #include <omp.h>
 #include <sched.h>
@@ -38,8 +39,8 @@ struct Team {
     const i64 begin = id * each + least(id, more);
     return {begin, begin + each + (id < more ? 1 : 0)};
   }
-  // Numbers 0, 1, 2, ... handed out to whoever asks; a barrier must lie between the last use and reset_tickets, and
-  // between that and the first use.
+  // Numbers 0, 1, 2, ... handed out to whoever asks; a barrier must lie between the last use and
+  // reset_tickets, and between that and the first use.
   i64 take_ticket() const { return __atomic_fetch_add(&state->ticket, 1, __ATOMIC_RELAXED); }
   void reset_tickets() const {
     if (id == 0) __atomic_store_n(&state->ticket, 0, __ATOMIC_RELAXED);
@@ -55,8 +56,10 @@ struct Team {
       return;
     }
     for (int i = 0; __atomic_load_n(&state->round, __ATOMIC_ACQUIRE) == round; ++i)
-      if (i < spins) relax();
-      else sched_yield();
+      if (i < spins)
+        relax();
+      else
+        sched_yield();
   }
 };
 

@@ -1,13 +1,14 @@
-// The vector types that all kernels share.  They are GCC vector extensions, so plain operators work on every target and
-// only what those cannot say needs built-in functions; those are called directly, since <immintrin.h> alone costs half a
-// second of compile time.
+// The vector types that all kernels share.  They are GCC vector extensions, so plain operators work
+// on every target and only what those cannot say needs built-in functions; those are called
+// directly, since <immintrin.h> alone costs half a second of compile time.
 #pragma once
 #include <stdint.h>
 
 #define GD_INLINE inline __attribute__((always_inline))
 #define GD_NOINLINE __attribute__((noinline, noclone))
 
-// GD_LANES overrides the width, so that the 16-lane algorithms can be run on a machine without AVX-512.
+// GD_LANES overrides the width, so that the 16-lane algorithms can be run on a machine without
+// AVX-512.
 #if !defined(GD_LANES)
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
 #define GD_LANES 16
@@ -22,7 +23,8 @@
 #elif GD_LANES == 8 && defined(__AVX2__) && defined(__FMA__)
 #define GD_AVX2 1
 #endif
-// A bf16 dot product of pairs along K: the instruction, or its emulation to run that path elsewhere.
+// A bf16 dot product of pairs along K: the instruction, or its emulation to run that path
+// elsewhere.
 #if (defined(GD_AVX512) && defined(__AVX512BF16__)) || defined(GD_EMULATE_BF16_DOT)
 #define GD_BF16_DOT 1
 #endif
@@ -71,8 +73,12 @@ GD_INLINE void put(bf16* p, float f) { *p = to_bf16(f); }
 template <int N> struct Count {
   static constexpr int value = N;
 };
-template <class A, class C> struct same { static constexpr bool value = false; };
-template <class A> struct same<A, A> { static constexpr bool value = true; };
+template <class A, class C> struct same {
+  static constexpr bool value = false;
+};
+template <class A> struct same<A, A> {
+  static constexpr bool value = true;
+};
 
 constexpr i64 round_up(i64 n, i64 to) { return (n + to - 1) / to * to; }
 constexpr i64 least(i64 a, i64 b) { return a < b ? a : b; }

@@ -12,9 +12,12 @@ struct Live {
 
 namespace workspace {
 
-GD_INLINE bool overlap(const Live& a, const Live& b) { return a.start <= b.end && b.start <= a.end; }
+GD_INLINE bool overlap(const Live& a, const Live& b) {
+  return a.start <= b.end && b.start <= a.end;
+}
 
-// Sorts the indices by a key, largest first, equal keys by index: insertion, since plans have few buffers.
+// Sorts the indices by a key, largest first, equal keys by index: insertion, since plans have few
+// buffers.
 template <class Key> void order_by(int* order, int n, Key key) {
   for (int i = 0; i < n; ++i) {
     int at = i;
@@ -23,8 +26,10 @@ template <class Key> void order_by(int* order, int n, Key key) {
   }
 }
 
-// The smallest gap between living neighbours that holds `size`, else the end of the last.  `placed` is sorted by offset.
-inline i64 best_gap(const Live* live, const i64* offsets, const int* placed, int count, int item, i64 size) {
+// The smallest gap between living neighbours that holds `size`, else the end of the last.  `placed`
+// is sorted by offset.
+inline i64 best_gap(const Live* live, const i64* offsets, const int* placed, int count, int item,
+                    i64 size) {
   i64 free_from = 0, best = -1, best_size = 0;
   for (int j = 0; j < count; ++j) {
     const int other = placed[j];
@@ -58,8 +63,9 @@ inline i64 place_in_order(const Live* live, int n, const int* order, int* placed
 
 }  // namespace workspace
 
-// 64-byte aligned offsets such that no two living buffers touch; returns the bytes needed.  Tries largest first, longest
-// first and largest area first and keeps the smallest, so the result depends on the input alone.
+// 64-byte aligned offsets such that no two living buffers touch; returns the bytes needed.  Tries
+// largest first, longest first and largest area first and keeps the smallest, so the result depends
+// on the input alone.
 inline i64 place(const Live* live, int n, i64* offsets) {
   if (n == 0) return 0;
   int* order = static_cast<int*>(malloc(sizeof(int) * 2 * size_t(n)));

@@ -1,4 +1,5 @@
-// Random data, buffers of exact size (so that a sanitizer sees every overrun) and comparison with a double reference.
+// Random data, buffers of exact size (so that a sanitizer sees every overrun) and comparison with a
+// double reference.
 #pragma once
 #include <math.h>
 #include <stdio.h>
@@ -58,7 +59,8 @@ inline Buffer<int32_t> ids(i64 n, i64 limit, i64 from = 0) {
 struct Scratch {
   char* p;
   explicit Scratch(i64 bytes) : p(nullptr) {
-    if (posix_memalign(reinterpret_cast<void**>(&p), 64, size_t(bytes < 1 ? 1 : bytes)) != 0) abort();
+    if (posix_memalign(reinterpret_cast<void**>(&p), 64, size_t(bytes < 1 ? 1 : bytes)) != 0)
+      abort();
   }
   Scratch(const Scratch&) = delete;
   ~Scratch() { free(p); }
@@ -67,24 +69,29 @@ struct Scratch {
 template <class T> constexpr double tolerance = gd::same<T, bf16>::value ? 4e-3 : 3e-6;
 
 inline void fail(const char* what, i64 a, i64 b, i64 c, double got, double want) {
-  if (++failures <= 20) printf("FAILED %s (%ld, %ld, %ld): got %.9g, wanted %.9g\n", what, long(a), long(b), long(c), got, want);
+  if (++failures <= 20)
+    printf("FAILED %s (%ld, %ld, %ld): got %.9g, wanted %.9g\n", what, long(a), long(b), long(c),
+           got, want);
 }
 inline void expect(bool good, const char* what, i64 a = 0, i64 b = 0, i64 c = 0) {
   if (!good) fail(what, a, b, c, 0, 1);
 }
 // |got - want| against the largest |want|; the three numbers name the case.
 template <class T>
-void close(const Buffer<T>& got, const std::vector<double>& want, double bound, const char* what, i64 a = 0, i64 b = 0,
-           i64 c = 0) {
+void close(const Buffer<T>& got, const std::vector<double>& want, double bound, const char* what,
+           i64 a = 0, i64 b = 0, i64 c = 0) {
   double top = 1e-30;
   for (double w : want) top = fmax(top, fabs(w));
   for (i64 i = 0; i < got.n; ++i)
-    if (!(fabs(value(got[i]) - want[size_t(i)]) <= bound * top)) return fail(what, a, b, c, value(got[i]), want[size_t(i)]);
+    if (!(fabs(value(got[i]) - want[size_t(i)]) <= bound * top))
+      return fail(what, a, b, c, value(got[i]), want[size_t(i)]);
 }
 template <class T>
-void equal(const Buffer<T>& got, const std::vector<double>& want, const char* what, i64 a = 0, i64 b = 0, i64 c = 0) {
+void equal(const Buffer<T>& got, const std::vector<double>& want, const char* what, i64 a = 0,
+           i64 b = 0, i64 c = 0) {
   for (i64 i = 0; i < got.n; ++i)
-    if (value(got[i]) != want[size_t(i)]) return fail(what, a, b, c, value(got[i]), want[size_t(i)]);
+    if (value(got[i]) != want[size_t(i)])
+      return fail(what, a, b, c, value(got[i]), want[size_t(i)]);
 }
 
 inline int finish(const char* name) {

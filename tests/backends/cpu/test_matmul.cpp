@@ -26,8 +26,9 @@ template <class T> static void test_one(int threads, i64 rows, i64 n, i64 k, i64
   const Scratch scratch(gd::matmul_scratch(rows, n, k, 1, threads));
   gd::run_team(threads, [&](const Team& team) {
     const T* const weights[1] = {p.get()};
-    gd::matmul<1>(team, x.get(), k + gap, weights, rows, n, k, scratch.p,
-                  [&](i64 r, i64 c, auto l, F sum) { gd::store(y.get() + r * n + c, sum + 1.f, l); });
+    gd::matmul<1>(
+        team, x.get(), k + gap, weights, rows, n, k, scratch.p,
+        [&](i64 r, i64 c, auto l, F sum) { gd::store(y.get() + r * n + c, sum + 1.f, l); });
   });
   std::vector<double> want;
   for (i64 r = 0; r < rows; ++r)
@@ -42,12 +43,14 @@ template <class T> static void test_two(int threads, i64 rows, i64 n, i64 k) {
   const Scratch scratch(gd::matmul_scratch(rows, n, k, 2, threads));
   gd::run_team(threads, [&](const Team& team) {
     const T* const weights[2] = {pa.get(), pb.get()};
-    gd::matmul<2>(team, x.get(), k, weights, rows, n, k, scratch.p,
-                  [&](i64 r, i64 c, auto l, F u, F v) { gd::store(y.get() + r * n + c, u - 2.f * v, l); });
+    gd::matmul<2>(
+        team, x.get(), k, weights, rows, n, k, scratch.p,
+        [&](i64 r, i64 c, auto l, F u, F v) { gd::store(y.get() + r * n + c, u - 2.f * v, l); });
   });
   std::vector<double> want;
   for (i64 r = 0; r < rows; ++r)
-    for (i64 c = 0; c < n; ++c) want.push_back(dot(x, r * k, a, c * k, k) - 2 * dot(x, r * k, b, c * k, k));
+    for (i64 c = 0; c < n; ++c)
+      want.push_back(dot(x, r * k, a, c * k, k) - 2 * dot(x, r * k, b, c * k, k));
   close(y, want, 2 * tolerance<T>, "matmul of two", rows, n, k);
 }
 
@@ -70,9 +73,18 @@ template <class T> static void test_embedding(int threads, i64 rows, i64 dim) {
 // `turned` bits: a, b and out are stored transposed.
 template <class T> static void test_batched(int threads, i64 m, i64 n, i64 k, int turned) {
   const i64 b0 = 2, b1 = 1, b2 = 3;
-  const auto a = random<T>(b0 * b2 * m * k), b = random<T>(b2 * k * n);  // b is shared by the first batch dimension
+  const auto a = random<T>(b0 * b2 * m * k),
+             b = random<T>(b2 * k * n);  // b is shared by the first batch dimension
   auto out = filled<T>(b0 * b2 * m * n, 99);
-  gd::BatchedMatmul<T> p = {a.get(), b.get(), out.get(), {b0, b1, b2}, m, n, k, {b2 * m * k, 0, m * k, k, 1}, {0, 0, k * n, n, 1},
+  gd::BatchedMatmul<T> p = {a.get(),
+                            b.get(),
+                            out.get(),
+                            {b0, b1, b2},
+                            m,
+                            n,
+                            k,
+                            {b2 * m * k, 0, m * k, k, 1},
+                            {0, 0, k * n, n, 1},
                             {b2 * m * n, 0, m * n, n, 1}};
   const auto turn = [](i64(&stride)[5], i64 rows) {
     stride[3] = 1;
@@ -81,15 +93,19 @@ template <class T> static void test_batched(int threads, i64 m, i64 n, i64 k, in
   if (turned & 1) turn(p.a_stride, m);
   if (turned & 2) turn(p.b_stride, k);
   if (turned & 4) turn(p.out_stride, m);
-  gd::run_team(threads, [&](const Team& team) { gd::matmul_batched(team, p, [](F sum) { return sum * .5f; }); });
+  gd::run_team(threads, [&](const Team& team) {
+    gd::matmul_batched(team, p, [](F sum) { return sum * .5f; });
+  });
   std::vector<double> want(size_t(out.n));
   for (i64 i = 0; i < out.n; ++i) {
     const i64 c = i % n, r = i / n % m, z = i / n / m % b2, o = i / n / m / b2;
     double sum = 0;
     for (i64 j = 0; j < k; ++j)
-      sum += value(a[o * p.a_stride[0] + z * p.a_stride[2] + r * p.a_stride[3] + j * p.a_stride[4]]) *
-             value(b[z * p.b_stride[2] + j * p.b_stride[3] + c * p.b_stride[4]]);
-    want[size_t(o * p.out_stride[0] + z * p.out_stride[2] + r * p.out_stride[3] + c * p.out_stride[4])] = sum / 2;
+      sum +=
+          value(a[o * p.a_stride[0] + z * p.a_stride[2] + r * p.a_stride[3] + j * p.a_stride[4]]) *
+          value(b[z * p.b_stride[2] + j * p.b_stride[3] + c * p.b_stride[4]]);
+    want[size_t(o * p.out_stride[0] + z * p.out_stride[2] + r * p.out_stride[3] +
+                c * p.out_stride[4])] = sum / 2;
   }
   close(out, want, tolerance<T>, "matmul_batched", m, n, k);
 }
@@ -108,13 +124,16 @@ template <class T> static void test_experts(int threads, i64 rows, i64 experts, 
   });
   std::vector<double> want;
   for (i64 r = 0; r < rows; ++r)
-    for (i64 c = 0; c < n; ++c) want.push_back(id[r] < 0 ? 0 : dot(x, r * k, w, (id[r] * n + c) * k, k));
+    for (i64 c = 0; c < n; ++c)
+      want.push_back(id[r] < 0 ? 0 : dot(x, r * k, w, (id[r] * n + c) * k, k));
   close(y, want, tolerance<T>, "expert_linear", rows, n, k);
 }
 
 template <class T> static void test_all(int threads) {
-  const i64 sizes[][3] = {{1, 1, 1}, {1, 17, 33}, {1, 128, 64}, {2, 40, 31}, {3, 16, 64}, {4, 65, 5}, {5, 129, 7}, {6, 33, 1025}, {7, 64, 511},
-                          {8, 3, 4000}, {12, 5, 3}, {13, 1, 1}, {13, 257, 65}, {100, 130, 259}, {481, 31, 300}, {500, 140, 33}, {975, 17, 5}};
+  const i64 sizes[][3] = {
+      {1, 1, 1},     {1, 17, 33},     {1, 128, 64},   {2, 40, 31},    {3, 16, 64}, {4, 65, 5},
+      {5, 129, 7},   {6, 33, 1025},   {7, 64, 511},   {8, 3, 4000},   {12, 5, 3},  {13, 1, 1},
+      {13, 257, 65}, {100, 130, 259}, {481, 31, 300}, {500, 140, 33}, {975, 17, 5}};
   for (const auto& s : sizes) test_one<T>(threads, s[0], s[1], s[2], s[0] % 3);
   for (const auto& s : sizes)
     if (s[0] < 200) test_two<T>(threads, s[0], s[1], s[2]);

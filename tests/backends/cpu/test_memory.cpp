@@ -27,7 +27,9 @@ static void test_team() {
       i64 at = 0;
       for (int t = 0; t < threads; ++t) {
         const gd::Range r = Team{t, threads, nullptr}.share(n);
-        expect(r.begin == at && r.end - r.begin >= n / threads && r.end - r.begin <= n / threads + 1, "share", n, t);
+        expect(
+            r.begin == at && r.end - r.begin >= n / threads && r.end - r.begin <= n / threads + 1,
+            "share", n, t);
         at = r.end;
       }
       expect(at == n, "shares cover everything", n);
@@ -45,54 +47,73 @@ static void test_workspace() {
     }
     std::vector<i64> at(size_t(n) + 1), again(size_t(n) + 1);
     const i64 peak = gd::place(live.data(), n, at.data());
-    expect(peak == gd::place(live.data(), n, again.data()) && at == again, "placement is deterministic");
+    expect(peak == gd::place(live.data(), n, again.data()) && at == again,
+           "placement is deterministic");
     expect(peak >= gd::lower_bound(live.data(), n), "peak is at least the bound");
     for (size_t i = 0; i < size_t(n); ++i) {
-      expect(at[i] % 64 == 0 && at[i] >= 0 && at[i] + live[i].bytes <= peak, "aligned and inside", i64(i));
+      expect(at[i] % 64 == 0 && at[i] >= 0 && at[i] + live[i].bytes <= peak, "aligned and inside",
+             i64(i));
       for (size_t j = 0; j < i; ++j)
         if (live[i].start <= live[j].end && live[j].start <= live[i].end)
-          expect(at[i] + live[i].bytes <= at[j] || at[j] + live[j].bytes <= at[i] || !live[i].bytes || !live[j].bytes, "living buffers are apart");
+          expect(at[i] + live[i].bytes <= at[j] || at[j] + live[j].bytes <= at[i] ||
+                     !live[i].bytes || !live[j].bytes,
+                 "living buffers are apart");
     }
   }
   const gd::Live chain[] = {{640, 0, 1}, {640, 1, 2}, {640, 2, 3}, {640, 3, 4}};
   i64 at[4];
-  expect(gd::place(chain, 4, at) == 1280 && gd::lower_bound(chain, 4) == 1280, "a chain needs two buffers");
+  expect(gd::place(chain, 4, at) == 1280 && gd::lower_bound(chain, 4) == 1280,
+         "a chain needs two buffers");
 }
 
 template <class T> static void test_rope(int threads, i64 dim, i64 rotary, bool interleaved) {
   const i64 batch = 2, tokens = 3, heads = 4, kv_heads = 2, slots = 9, half = rotary / 2;
-  const auto q = random<T>(batch * tokens * heads * dim), k = random<T>(batch * tokens * kv_heads * dim), v = random<T>(batch * tokens * kv_heads * dim);
+  const auto q = random<T>(batch * tokens * heads * dim),
+             k = random<T>(batch * tokens * kv_heads * dim),
+             v = random<T>(batch * tokens * kv_heads * dim);
   const auto cos = random<float>(batch * tokens * half), sin = random<float>(batch * tokens * half);
   Buffer<int32_t> positions(batch * tokens);
   for (i64 i = 0; i < positions.n; ++i) positions[i] = int32_t(i == 1 ? -1 : 2 + i % tokens);
-  auto q_out = filled<T>(q.n, 9), k_out = filled<T>(k.n, 9), appended = filled<T>(batch * slots * kv_heads * dim, 9);
+  auto q_out = filled<T>(q.n, 9), k_out = filled<T>(k.n, 9),
+       appended = filled<T>(batch * slots * kv_heads * dim, 9);
   auto k_cache = filled<T>(appended.n, 9), v_cache = filled<T>(appended.n, 9);
-  const auto view = [&](auto* p, i64 rows, i64 h) { return gd::View4<std::remove_pointer_t<decltype(p)>>{p, {rows * h * dim, h * dim, dim}}; };
-  const auto cache = [&](T* p) { return gd::View4<T>{p, {slots * kv_heads * dim, dim, slots * dim}}; };  // [b, g, s, d]
+  const auto view = [&](auto* p, i64 rows, i64 h) {
+    return gd::View4<std::remove_pointer_t<decltype(p)>>{p, {rows * h * dim, h * dim, dim}};
+  };
+  const auto cache = [&](T* p) {
+    return gd::View4<T>{p, {slots * kv_heads * dim, dim, slots * dim}};
+  };  // [b, g, s, d]
   const auto constant = [](const T* p) { return p; };
   const gd::Angles angles = {cos.get(), sin.get(), {tokens * half, half}};
   gd::run_team(threads, [&](const Team& team) {
-    gd::rope_append(team, gd::RopeAppend<T>{view(constant(q.get()), tokens, heads), view(constant(k.get()), tokens, kv_heads),
-                                            view(constant(v.get()), tokens, kv_heads), angles, positions.get(), tokens,
-                                            view(q_out.get(), tokens, heads), cache(k_cache.get()), cache(v_cache.get()), batch, tokens,
-                                            heads, kv_heads, dim, dim, rotary, interleaved});
-    gd::rope(team, view(constant(k.get()), tokens, kv_heads), angles, view(k_out.get(), tokens, kv_heads), batch, tokens, kv_heads, dim, rotary, interleaved);
+    gd::rope_append(
+        team, gd::RopeAppend<T>{
+                  view(constant(q.get()), tokens, heads), view(constant(k.get()), tokens, kv_heads),
+                  view(constant(v.get()), tokens, kv_heads), angles, positions.get(), tokens,
+                  view(q_out.get(), tokens, heads), cache(k_cache.get()), cache(v_cache.get()),
+                  batch, tokens, heads, kv_heads, dim, dim, rotary, interleaved});
+    gd::rope(team, view(constant(k.get()), tokens, kv_heads), angles,
+             view(k_out.get(), tokens, kv_heads), batch, tokens, kv_heads, dim, rotary,
+             interleaved);
     team.barrier();
-    gd::kv_append(team, view(constant(k_out.get()), tokens, kv_heads), positions.get(), tokens, cache(appended.get()), batch, tokens, kv_heads, dim);
+    gd::kv_append(team, view(constant(k_out.get()), tokens, kv_heads), positions.get(), tokens,
+                  cache(appended.get()), batch, tokens, kv_heads, dim);
   });
   const auto turned = [&](const Buffer<T>& x, i64 i) {
     const i64 d = i % dim, row = i / dim, token = row / (x.n / dim / batch / tokens);
     if (d >= rotary) return value(x[i]);
     const i64 pair = interleaved ? d / 2 : d % half;
     const bool second = interleaved ? d % 2 : d >= half;
-    const i64 a = row * dim + (interleaved ? 2 * pair : pair), b = row * dim + (interleaved ? 2 * pair + 1 : pair + half);
+    const i64 a = row * dim + (interleaved ? 2 * pair : pair),
+              b = row * dim + (interleaved ? 2 * pair + 1 : pair + half);
     const double c = double(cos[token * half + pair]), s = double(sin[token * half + pair]);
     return second ? value(x[b]) * c + value(x[a]) * s : value(x[a]) * c - value(x[b]) * s;
   };
   std::vector<double> want_q, want_k(size_t(k_cache.n), 9.0), want_v(size_t(v_cache.n), 9.0);
   for (i64 i = 0; i < q.n; ++i) want_q.push_back(turned(q, i));
   for (i64 i = 0; i < k.n; ++i) {
-    const i64 d = i % dim, g = i / dim % kv_heads, token = i / dim / kv_heads, slot = positions[token];
+    const i64 d = i % dim, g = i / dim % kv_heads, token = i / dim / kv_heads,
+              slot = positions[token];
     if (slot < 0) continue;
     const size_t at = size_t(((token / tokens * kv_heads + g) * slots + slot) * dim + d);
     want_k[at] = turned(k, i);
@@ -126,7 +147,8 @@ template <class T> static void test_selection(int threads, i64 n, i64 k) {
       }
       used[size_t(best)] = 1;
       expect(indices[r * k + i] == best, "topk index", r, i, n);
-      expect(memcmp(&values[r * k + i], &x[r * stride + best], sizeof(T)) == 0, "topk value", r, i, n);
+      expect(memcmp(&values[r * k + i], &x[r * stride + best], sizeof(T)) == 0, "topk value", r, i,
+             n);
       if (i == 0) expect(top[r] == best, "argmax", r, top[r], best);
     }
   }
@@ -136,7 +158,8 @@ template <class E> static void test_copies(int threads) {
   const i64 sizes[6] = {2, 3, 1, 4, 2, 5};
   Buffer<E> from(240), turned(240), back(240), rows(4 * 7);
   for (i64 i = 0; i < 240; ++i) from[i] = E(i);
-  gd::StridedCopy<E> there = {from.get(), turned.get(), 6, {}, {}, {}}, again = {turned.get(), back.get(), 6, {}, {}, {}};
+  gd::StridedCopy<E> there = {from.get(), turned.get(), 6, {}, {}, {}},
+                     again = {turned.get(), back.get(), 6, {}, {}, {}};
   i64 plain = 240, reversed = 1;
   for (int d = 0; d < 6; ++d) {
     plain /= sizes[d];
@@ -158,7 +181,8 @@ template <class E> static void test_copies(int threads) {
   expect(memcmp(from.get(), back.get(), 240 * sizeof(E)) == 0, "copy_strided there and back");
   expect(turned[1] == from[120], "copy_strided transposes");
   expect(one == from[7], "copy_strided of a scalar");
-  for (i64 i = 0; i < 28; ++i) expect(rows[i] == (id[i / 7] < 0 ? E(0) : from[id[i / 7] * 10 + i % 7]), "gather_rows", i);
+  for (i64 i = 0; i < 28; ++i)
+    expect(rows[i] == (id[i / 7] < 0 ? E(0) : from[id[i / 7] * 10 + i % 7]), "gather_rows", i);
 }
 
 int main() {

@@ -62,45 +62,68 @@ static void test_rounding() {
     const uint32_t low = gd::float_to_bits(f) & 0xffff0000u;
     const double down = gd::bits_to_float(low), up = gd::bits_to_float(low + 0x10000);
     if (isinf(up) || isinf(down)) continue;
-    const double nearest = fabs(f - down) < fabs(up - f) || (fabs(f - down) == fabs(up - f) && (low >> 16) % 2 == 0) ? down : up;
+    const double nearest =
+        fabs(f - down) < fabs(up - f) || (fabs(f - down) == fabs(up - f) && (low >> 16) % 2 == 0)
+            ? down
+            : up;
     expect(scalar == nearest, "nearest, ties to even");
   }
 }
 
 // Relative error against libm in double, over a range and at odd points.
 template <class Vector, class Scalar>
-static void test_function(const char* name, double low, double high, double bound, Vector vector, Scalar scalar) {
+static void test_function(const char* name, double low, double high, double bound, Vector vector,
+                          Scalar scalar) {
   for (int i = 0; i < 200000; ++i) {
     const float x = float(low + (high - low) * (i + .5 + .5 * uniform()) / 200000);
     const double got = vector(gd::splat(x))[W - 1], want = scalar(double(x));
     if (!(fabs(got - want) <= bound * fabs(want) + 1e-38)) return fail(name, i, 0, 0, got, want);
   }
 }
-template <class Vector, class Scalar> static void test_points(const char* name, Vector vector, Scalar scalar) {
-  for (double x : {0.0, -0.0, 1.0, -1.0, .5, 1e-30, -1e-30, 1e-40, 3e38, -3e38, 88.0, -88.0, 104.0, -104.0, inf, -inf, double(NAN)}) {
+template <class Vector, class Scalar>
+static void test_points(const char* name, Vector vector, Scalar scalar) {
+  for (double x : {0.0, -0.0, 1.0, -1.0, .5, 1e-30, -1e-30, 1e-40, 3e38, -3e38, 88.0, -88.0, 104.0,
+                   -104.0, inf, -inf, double(NAN)}) {
     const double got = vector(gd::splat(float(x)))[0], want = float(scalar(double(float(x))));
-    if (want != want ? got == got : !(got == want || fabs(got - want) <= 2e-6 * fabs(want) + 2e-38)) fail(name, 0, 0, 0, got, want);
+    if (want != want ? got == got : !(got == want || fabs(got - want) <= 2e-6 * fabs(want) + 2e-38))
+      fail(name, 0, 0, 0, got, want);
   }
 }
 template <class Vector, class Scalar>
-static void test_both(const char* name, double low, double high, double bound, Vector vector, Scalar scalar) {
+static void test_both(const char* name, double low, double high, double bound, Vector vector,
+                      Scalar scalar) {
   test_function(name, low, high, bound, vector, scalar);
   test_points(name, vector, scalar);
 }
 
 static void test_functions() {
-  test_both("exp", -87, 88.5, 1e-6, [](F x) { return gd::v_exp(x); }, [](double x) { return exp(x); });
-  test_both("log", 1e-6, 4, 1e-6, [](F x) { return gd::v_log(x); }, [](double x) { return log(x); });
-  test_function("log", 4, 1e30, 1e-6, [](F x) { return gd::v_log(x); }, [](double x) { return log(x); });
-  test_both("tanh", -12, 12, 1e-6, [](F x) { return gd::v_tanh(x); }, [](double x) { return tanh(x); });
+  test_both(
+      "exp", -87, 88.5, 1e-6, [](F x) { return gd::v_exp(x); }, [](double x) { return exp(x); });
+  test_both(
+      "log", 1e-6, 4, 1e-6, [](F x) { return gd::v_log(x); }, [](double x) { return log(x); });
+  test_function(
+      "log", 4, 1e30, 1e-6, [](F x) { return gd::v_log(x); }, [](double x) { return log(x); });
+  test_both(
+      "tanh", -12, 12, 1e-6, [](F x) { return gd::v_tanh(x); }, [](double x) { return tanh(x); });
   test_both("erf", -5, 5, 1e-6, [](F x) { return gd::v_erf(x); }, [](double x) { return erf(x); });
-  test_both("sigmoid", -80, 80, 1e-6, [](F x) { return gd::v_sigmoid(x); }, [](double x) { return 1 / (1 + exp(-x)); });
-  test_both("sqrt", 0, 1e10, 2e-7, [](F x) { return gd::v_sqrt(x); }, [](double x) { return sqrt(x); });
-  test_both("rsqrt", 1e-8, 1e10, 3e-7, [](F x) { return gd::v_rsqrt(x); }, [](double x) { return 1 / sqrt(x); });
-  test_both("floor", -1e5, 1e5, 0, [](F x) { return gd::v_floor(x); }, [](double x) { return floor(x); });
-  test_function("pow", 0, 50, 1e-6, [](F x) { return gd::v_pow(x, gd::splat(1.7f)); }, [](double x) { return pow(x, double(1.7f)); });
-  test_both("cube", -50, 50, 1e-6, [](F x) { return gd::v_pow(x, gd::splat(3)); }, [](double x) { return pow(x, 3.0); });
-  for (int i = 0; i < 200000; ++i) {  // absolute: near a zero the relative error of any f32 function is large
+  test_both(
+      "sigmoid", -80, 80, 1e-6, [](F x) { return gd::v_sigmoid(x); },
+      [](double x) { return 1 / (1 + exp(-x)); });
+  test_both(
+      "sqrt", 0, 1e10, 2e-7, [](F x) { return gd::v_sqrt(x); }, [](double x) { return sqrt(x); });
+  test_both(
+      "rsqrt", 1e-8, 1e10, 3e-7, [](F x) { return gd::v_rsqrt(x); },
+      [](double x) { return 1 / sqrt(x); });
+  test_both(
+      "floor", -1e5, 1e5, 0, [](F x) { return gd::v_floor(x); }, [](double x) { return floor(x); });
+  test_function(
+      "pow", 0, 50, 1e-6, [](F x) { return gd::v_pow(x, gd::splat(1.7f)); },
+      [](double x) { return pow(x, double(1.7f)); });
+  test_both(
+      "cube", -50, 50, 1e-6, [](F x) { return gd::v_pow(x, gd::splat(3)); },
+      [](double x) { return pow(x, 3.0); });
+  for (int i = 0; i < 200000;
+       ++i) {  // absolute: near a zero the relative error of any f32 function is large
     const float x = float(uniform() * (i % 2 ? 1e5 : 10.0));
     const double s = gd::v_sin(gd::splat(x))[0], c = gd::v_cos(gd::splat(x))[W - 1];
     if (fabs(s - sin(double(x))) > 1.5e-7) return fail("sin", i, 0, 0, s, sin(double(x)));
@@ -112,11 +135,16 @@ static void test_functions() {
 
 static void test_extremes() {
   const F nan = gd::splat(NAN), one = gd::splat(1);
-  for (const F v : {gd::v_max(nan, one), gd::v_max(one, nan), gd::v_min(nan, one), gd::v_min(one, nan)}) expect(v[0] != v[0], "NaN wins");
+  for (const F v :
+       {gd::v_max(nan, one), gd::v_max(one, nan), gd::v_min(nan, one), gd::v_min(one, nan)})
+    expect(v[0] != v[0], "NaN wins");
   expect(gd::max_of(nan) != gd::max_of(nan), "NaN wins a reduction");
-  expect(gd::v_max(gd::splat_i(-3), gd::splat_i(2))[0] == 2 && gd::v_min(gd::splat_i(-3), gd::splat_i(2))[0] == -3, "int max, min");
+  expect(gd::v_max(gd::splat_i(-3), gd::splat_i(2))[0] == 2 &&
+             gd::v_min(gd::splat_i(-3), gd::splat_i(2))[0] == -3,
+         "int max, min");
   expect(gd::v_abs(gd::splat_i(-3))[0] == 3 && gd::v_abs(gd::splat(-0.f))[0] == 0, "abs");
-  expect(gd::to_i(gd::splat(-2.9f))[0] == -2 && gd::to_f(gd::splat_i(-7))[0] == -7, "conversions truncate");
+  expect(gd::to_i(gd::splat(-2.9f))[0] == -2 && gd::to_f(gd::splat_i(-7))[0] == -7,
+         "conversions truncate");
   expect(gd::any(gd::lane_index() == W - 1) && !gd::any(gd::lane_index() == W), "any");
 }
 

@@ -18,7 +18,7 @@ from graphdsl.ops import (
 )
 
 if TYPE_CHECKING:
-    from graphdsl.models.llama_torch import TorchLlamaLayer
+    import torch
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,9 @@ class LlamaLayer(Layer):
         return x + linear(silu(linear(h, self.w_gate)) * linear(h, self.w_up), self.w_down)
 
 
-def peer(config: Config) -> TorchLlamaLayer:
-    """The same layer in plain torch, which `graphdsl bench --vs eager,compile` compares with."""
-    from graphdsl.models.llama_torch import TorchLlamaLayer
+def peer(config: Config) -> tuple[torch.nn.Module, ...]:
+    """The same layer in plain torch and in transformers: `graphdsl bench --vs eager,compile`
+    compares with the faster."""
+    from graphdsl.models.llama_torch import llama_peers
 
-    return TorchLlamaLayer(config)
+    return llama_peers(config)

@@ -1,13 +1,16 @@
-"""A Llama layer in plain torch, as fast as plain torch gets: what benchmarks compare with."""
+"""Llama layers of torch: what benchmarks compare with."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from importlib.util import find_spec
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from graphdsl.models.llama import LAYER_NAMES
 
 
 class LayerConfig(Protocol):
@@ -102,3 +105,66 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """x[b, h, t, d] with its halves turned by the angles [b, 1, t, d / 2]."""
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+class TransformersLlamaLayer(torch.nn.Module):
+    """transformers' own decoder layer behind the same calls as TorchLlamaLayer; its cache is a
+    DynamicCache that holds the past anew at every call."""
+
+    def __init__(self, config: LayerConfig) -> None:
+        super().__init__()
+        from transformers import LlamaConfig
+        from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
+
+        c = config
+        made = LlamaConfig(
+            hidden_size=c.hidden, num_attention_heads=c.heads, num_key_value_heads=c.kv_heads,
+            head_dim=c.head_dim, intermediate_size=c.ffn, rms_norm_eps=c.eps,
+            num_hidden_layers=1, rope_parameters={"rope_type": "default", "rope_theta": c.theta},
+            attn_implementation="sdpa")
+        self.layer: Any = LlamaDecoderLayer(made, 0)
+        self.rotary: Any = LlamaRotaryEmbedding(made)
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+
+    def load(self, params: Mapping[str, Tensor]) -> None:
+        """Takes the weights by the names of LlamaLayer's params (attn_norm, wq, ...)."""
+        weights = {theirs: params[ours] for ours, theirs in LAYER_NAMES.items()}
+        self.layer.load_state_dict(weights, assign=True)
+
+    def reset(self, batch: int, slots: int, dtype: torch.dtype) -> None:
+        """Forgets the past; this cache has no capacity to set."""
+        self.keys = self.values = None
+
+    def set_past(self, k: Tensor, v: Tensor) -> None:
+        """Takes k and v [batch, past, kv_heads, head_dim] (k rotated) as what came before."""
+        if k.shape[1]:
+            self.keys = k.transpose(1, 2).contiguous()
+            self.values = v.transpose(1, 2).contiguous()
+
+    def forward(self, x: Tensor, positions: Tensor) -> Tensor:
+        """x[batch, tokens, hidden], positions[batch, tokens]:i32 -> y[batch, tokens, hidden]."""
+        from transformers import DynamicCache
+
+        cache: Any = DynamicCache()
+        past, tokens, mask = 0, x.shape[1], None
+        if self.keys is not None and self.values is not None:
+            past = self.keys.shape[2]
+            cache.layers.append(cache.layer_class_to_replicate())
+            cache.layers[0].lazy_initialization(self.keys, self.values)
+            cache.layers[0].keys, cache.layers[0].values = self.keys, self.values
+        if past and tokens > 1:
+            mask = torch.ones(tokens, past + tokens, dtype=torch.bool).tril(past)[None, None]
+        angles = self.rotary(x, positions.long())
+        result: Tensor = self.layer(x, attention_mask=mask, position_embeddings=angles,
+                                    past_key_values=cache)
+        return result
+
+
+def llama_peers(config: LayerConfig) -> tuple[torch.nn.Module, ...]:
+    """The layers of torch that a built Llama layer is measured against: benchmarks take the
+    faster. transformers' own is among them where it is installed."""
+    own = TorchLlamaLayer(config)
+    if find_spec("transformers") is None:
+        return (own,)
+    return own, TransformersLlamaLayer(config)

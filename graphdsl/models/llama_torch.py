@@ -131,6 +131,7 @@ class TransformersLlamaLayer(torch.nn.Module):
         """Takes the weights by the names of LlamaLayer's params (attn_norm, wq, ...)."""
         weights = {theirs: params[ours] for ours, theirs in LAYER_NAMES.items()}
         self.layer.load_state_dict(weights, assign=True)
+        self.requires_grad_(False)
 
     def reset(self, batch: int, slots: int, dtype: torch.dtype) -> None:
         """Forgets the past; this cache has no capacity to set."""

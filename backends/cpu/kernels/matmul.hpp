@@ -96,32 +96,28 @@ GD_NOINLINE void few_pointers(const Team& team, const T* x, i64 stride, i64 rows
   for (i64 r = 0; r < rows; ++r) pointers[r] = scratch + r * row_bytes;
 }
 
-constexpr i64 few_stride = most_side_panels * NB;  // of a row of sums
+constexpr i64 few_stride = side_panels * NB;  // of a row of sums
 
-// c[rows][few_stride] = the rows times whole panels, at most side_panels<1> of them.
+// c[rows][few_stride] = the rows times whole panels, at most side_panels of them.
 template <class T>
 GD_NOINLINE void few_panels(const char* const* x, i64 rows, const T* w, Range group, i64 k,
                             float* c) {
   using Kind = typename Kinds<T>::few;
   const i64 count = words<T>(k), bytes = count * NB * 4;
-  for (i64 p = group.begin; p < group.end;) {
+  for (i64 p = group.begin, step = 1; p < group.end; p += step, c += step * NB) {
     const char* panel = reinterpret_cast<const char*>(w) + p * bytes;
     const i64 left = group.end - p;
-    if (rows == 1 && left >= side_panels<1>) {
-      tile<1, side_panels<1>, Kind>(x, panel, bytes, count, c, few_stride, false);
-      return;
-    }
-    if (rows == 2 && side_panels<2> > 1 && left >= side_panels<2>) {
-      tile<2, side_panels<2>, Kind>(x, panel, bytes, count, c, few_stride, false);
-      p += side_panels<2>;
-      c += side_panels<2> * NB;
-      continue;
-    }
-    for (i64 r = 0; r < rows; r += R)
-      tile_rows<Kind>(x + r, int(least(R, rows - r)), panel, count, c + r * few_stride, few_stride,
-                      false);
-    ++p;
-    c += NB;
+    step = rows == 1 && left >= side_panels ? side_panels : rows <= 2 && left >= 2 ? 2 : 1;
+    if (step > 2)
+      tile<1, side_panels, Kind>(x, panel, bytes, count, c, few_stride, false);
+    else if (step == 2 && rows == 1)
+      tile<1, 2, Kind>(x, panel, bytes, count, c, few_stride, false);
+    else if (step == 2)
+      tile<2, 2, Kind>(x, panel, bytes, count, c, few_stride, false);
+    else
+      for (i64 r = 0; r < rows; r += R)
+        tile_rows<Kind>(x + r, int(least(R, rows - r)), panel, count, c + r * few_stride,
+                        few_stride, false);
   }
 }
 
@@ -132,8 +128,8 @@ void few(const Team& team, const T* x, i64 stride, const T* const (&w)[NW], i64 
   few_pointers(team, x, stride, rows, k, scratch, pointers);
   const Range mine = team.share(panels(n));
   alignas(64) float c[NW][few_rows * few_stride];
-  for (i64 p = mine.begin; p < mine.end; p += most_side_panels) {
-    const Range group = {p, least(p + most_side_panels, mine.end)};
+  for (i64 p = mine.begin; p < mine.end; p += side_panels) {
+    const Range group = {p, least(p + side_panels, mine.end)};
     for (int q = 0; q < NW; ++q) few_panels(pointers, rows, w[q], group, k, c[q]);
     drain<NW>(c[0], few_rows * few_stride, few_stride, 0, rows, p * NB,
               least(group.end * NB, n) - p * NB, epi);

@@ -98,10 +98,7 @@ GD_INLINE void store_sums(const F (&acc)[Rows][V], float* c, i64 c_stride, bool 
 // Panels that a tile of few rows reads side by side: several streams from memory are faster than
 // one, and their independent sums hide the latency of the multiply-add.  One narrow stream is too
 // much for the machine's own prefetch, several narrow ones are not.
-constexpr int sums_of_few = W == 16 ? 16 : 8;
-template <int Rows>
-constexpr int side_panels = Rows * V >= sums_of_few ? 1 : sums_of_few / (Rows * V);
-constexpr int most_side_panels = side_panels<1>;
+constexpr int side_panels = 4;  // of one row, two of two rows
 
 // c[Rows][Panels * NB] (+)= x[Rows][count words] times panels that lie `panel_bytes` apart.
 template <int Rows, int Panels, class Kind>

@@ -99,6 +99,14 @@ static void test_both(const char* name, double low, double high, double bound, V
 static void test_functions() {
   test_both(
       "exp", -87, 88.5, 1e-6, [](F x) { return gd::v_exp(x); }, [](double x) { return exp(x); });
+  test_function(
+      "exp below zero", -87, 0, 1e-6, [](F x) { return gd::exp_below_zero(x); },
+      [](double x) { return exp(x); });
+  expect(gd::exp_below_zero(gd::splat(-HUGE_VALF))[0] == 0, "exp below zero of -inf");
+  expect(gd::exp_below_zero(gd::splat(-88))[0] == 0, "exp below zero of -88");
+  expect(gd::exp_below_zero(gd::splat(0))[0] == 1, "exp below zero of 0");
+  const float none = gd::exp_below_zero(gd::splat(NAN))[0];
+  expect(none != none, "exp below zero of NaN");
   test_both(
       "log", 1e-6, 4, 1e-6, [](F x) { return gd::v_log(x); }, [](double x) { return log(x); });
   test_function(

@@ -196,7 +196,7 @@ def _kv_append(call: Call, scratch: str) -> list[str]:
     cache, x, positions = call.inputs
     batch, tokens, heads, dim = x.shape
     return [f"kv_append(team, {_view4(x)}, {address(positions)}, {positions.strides[0]}, "
-            f"{_view4(cache, const=False)}, {batch}, {tokens}, {heads}, {dim});"]
+            f"{_view4(cache, const=False)}, {cache.shape[1]}, {batch}, {tokens}, {heads}, {dim});"]
 
 
 def _rope_append(call: Call, scratch: str) -> list[str]:
@@ -205,7 +205,7 @@ def _rope_append(call: Call, scratch: str) -> list[str]:
     views = [_view4(ref) for ref in (q, k, v)]
     angles = f"Angles{{{address(cos)}, {address(sin)}, {_array(cos.strides[:2])}}}"
     written = [_view4(ref, const=False) for ref in (call.outputs[0], k_cache, v_cache)]
-    sizes = [batch, tokens, heads, k.shape[2], dim, v.shape[3], Poly.of(cos.shape[-1]) * 2]
+    sizes = [k_cache.shape[1], batch, tokens, heads, k.shape[2], dim, v.shape[3], Poly.of(cos.shape[-1]) * 2]
     members = [*views, angles, address(positions), positions.strides[0], *written, *sizes,
                str(bool(call.node.attr["interleaved"])).lower()]
     return [f"rope_append(team, RopeAppend<{CTYPES[q.dtype]}>{_array(members)});"]
@@ -217,7 +217,7 @@ def _take_rows(call: Call, scratch: str) -> list[str]:
     batch = x.shape[0]
     width = product(x.shape[2:])
     return [f"for (i64 b = 0; b < {batch}; ++b)",
-            f"  gather_rows(team, {address(x)} + b * {x.strides[0]}, {width}, "
+            f"  gather_rows(team, {address(x)} + b * {x.strides[0]}, {width}, {x.shape[1]}, "
             f"{address(rows)} + b * {rows.strides[0]}, {rows.shape[1]}, {width}, "
             f"{address(out)} + b * {out.strides[0]}, {width});"]
 
@@ -225,8 +225,8 @@ def _take_rows(call: Call, scratch: str) -> list[str]:
 def _gather(call: Call, scratch: str) -> list[str]:
     x, index, out = *call.inputs, call.outputs[0]
     width = product(x.shape[1:])
-    return [f"gather_rows(team, {address(x)}, {width}, {address(index)}, {_count(index.shape)}, "
-            f"{width}, {address(out)}, {width});"]
+    return [f"gather_rows(team, {address(x)}, {width}, {x.shape[0]}, {address(index)}, "
+            f"{_count(index.shape)}, {width}, {address(out)}, {width});"]
 
 
 def _argmax(call: Call, scratch: str) -> list[str]:

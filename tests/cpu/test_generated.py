@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import torch
 
 from graphdsl.ir import Graph, Value
 from graphdsl.layer import KVCache, Layer, Param, trace
@@ -205,6 +206,17 @@ def test_cache(compare: Any, dtype: str, window: int) -> None:
     sizes = ({"batch": 1, "tokens": 1, "slots": 1}, {"batch": 3, "tokens": 9, "slots": 40})
     operator = compare(trace(Cached(window), dtype), dtype, sizes)
     assert operator.manifest["state"][0]["layout"]["order"] == "bnsd"
+
+
+def test_an_index_that_the_layer_computes_cannot_leave_the_cache(compare: Any) -> None:
+    class Displaced(Cached):
+        def forward(self, x: Value, positions: Value) -> Value:
+            return super().forward(x, positions + 1000)
+
+    operator = compare(trace(Displaced()), sizes=())
+    state = operator.new_state(1, 4)
+    operator(torch.randn(1, 2, 40), torch.tensor([[0, 1]], dtype=torch.int32), state=state)
+    assert not any(cache.any() for cache in state.values())
 
 
 def test_no_dims_at_all(compare: Any) -> None:

@@ -19,17 +19,17 @@ template <class T> GD_INLINE void copy_row(const T* from, T* to, i64 n) {
   __builtin_memmove(to, from, size_t(n) * sizeof(T));
 }
 
-// Row x[b, t] goes to slot positions[b, t] of the cache; a negative position is padding and goes
-// nowhere.
+// Row x[b, t] goes to slot positions[b, t] of the cache; a position that is no slot of it (a negative
+// one is padding) goes nowhere.
 template <class T>
 GD_NOINLINE void kv_append(const Team& team, View4<const T> x, const int32_t* positions,
-                           i64 position_stride, View4<T> cache, i64 batch, i64 tokens, i64 heads,
-                           i64 dim) {
+                           i64 position_stride, View4<T> cache, i64 slots, i64 batch, i64 tokens,
+                           i64 heads, i64 dim) {
   const Range mine = team.share(batch * tokens * heads);
   for (i64 i = mine.begin; i < mine.end; ++i) {
     const i64 h = i % heads, t = i / heads % tokens, b = i / heads / tokens;
     const i64 slot = positions[b * position_stride + t];
-    if (slot >= 0) copy_row(x.at(b, t, h), cache.at(b, slot, h), dim);
+    if (slot >= 0 && slot < slots) copy_row(x.at(b, t, h), cache.at(b, slot, h), dim);
   }
 }
 
@@ -93,7 +93,7 @@ template <class T> struct RopeAppend {
   const int32_t* positions;
   i64 position_stride;
   View4<T> q_out, k_cache, v_cache;
-  i64 batch, tokens, heads, kv_heads, dim, value_dim, rotary;
+  i64 slots, batch, tokens, heads, kv_heads, dim, value_dim, rotary;
   bool interleaved;
 };
 template <class T> GD_NOINLINE void rope_append(const Team& team, const RopeAppend<T>& r) {
@@ -107,7 +107,7 @@ template <class T> GD_NOINLINE void rope_append(const Team& team, const RopeAppe
       rotary::row(r.q.at(b, t, j), cos, sin, r.q_out.at(b, t, j), r.dim, r.rotary, r.interleaved);
       continue;
     }
-    if (slot < 0) continue;
+    if (slot < 0 || slot >= r.slots) continue;
     const i64 g = (j - r.heads) / 2;
     if ((j - r.heads) % 2 == 0)
       rotary::row(r.k.at(b, t, g), cos, sin, r.k_cache.at(b, slot, g), r.dim, r.rotary,

@@ -2,6 +2,7 @@
 // multiply-adds).
 #pragma once
 #include "matmul_tile.hpp"
+#include "misc.hpp"
 #include "team.hpp"
 
 namespace gd {
@@ -285,18 +286,19 @@ void matmul(const Team& team, const T* x, i64 x_stride, const T* const (&w)[NW],
     product::many<NW>(team, x, x_stride, w, rows, n, k, scratch, epi);
 }
 
-// out[i] = row ids[i] of a table[rows, dim] that was packed as a weight; every id must be below
-// `rows`.
+// out[i] = row ids[i] of a table[rows, dim] that was packed as a weight; zeros for an id that is
+// none of them.
 template <class T>
 GD_NOINLINE void embedding(const Team& team, const int32_t* ids, i64 count, const T* packed,
                            i64 rows, i64 dim, T* out, i64 out_stride) {
-  (void)rows;
   constexpr i64 piece = 64;
   const i64 pieces = (dim + piece - 1) / piece;
   const Range mine = team.share(count * pieces);
   for (i64 i = mine.begin; i < mine.end; ++i) {
     const i64 begin = i % pieces * piece, end = least(begin + piece, dim), to = i / pieces;
-    for (i64 d = begin; d < end; ++d) out[to * out_stride + d] = packed_at(packed, dim, ids[to], d);
+    const bool there = ids[to] >= 0 && ids[to] < rows;
+    for (i64 d = begin; d < end; ++d)
+      out[to * out_stride + d] = there ? packed_at(packed, dim, ids[to], d) : T{};
   }
 }
 
@@ -304,10 +306,7 @@ GD_NOINLINE void embedding(const Team& team, const int32_t* ids, i64 count, cons
 template <class T>
 GD_NOINLINE void embedding_plain(const Team& team, const int32_t* ids, i64 count, const T* table,
                                  i64 rows, i64 dim, T* out, i64 out_stride) {
-  (void)rows;
-  const Range mine = team.share(count);
-  for (i64 i = mine.begin; i < mine.end; ++i)
-    __builtin_memcpy(out + i * out_stride, table + ids[i] * dim, size_t(dim) * sizeof(T));
+  gather_rows(team, table, dim, rows, ids, count, dim, out, out_stride);
 }
 
 }  // namespace gd

@@ -124,14 +124,15 @@ template <class E> GD_NOINLINE void copy_strided(const Team& team, const Strided
   }
 }
 
-// out[i] = x[ids[i]] for rows of `width` elements; a negative id gives a row of zeros.
+// out[i] = x[ids[i]] for x of `rows` rows of `width` elements; an id that is none of them gives
+// zeros.
 template <class E>
-GD_NOINLINE void gather_rows(const Team& team, const E* x, i64 x_stride, const int32_t* ids,
-                             i64 count, i64 width, E* out, i64 out_stride) {
+GD_NOINLINE void gather_rows(const Team& team, const E* x, i64 x_stride, i64 rows,
+                             const int32_t* ids, i64 count, i64 width, E* out, i64 out_stride) {
   const Range mine = team.share(count);
   for (i64 i = mine.begin; i < mine.end; ++i) {
     E* to = out + i * out_stride;
-    if (ids[i] < 0)
+    if (ids[i] < 0 || ids[i] >= rows)
       __builtin_memset(static_cast<void*>(to), 0, size_t(width) * sizeof(E));
     else
       __builtin_memcpy(static_cast<void*>(to), x + ids[i] * x_stride, size_t(width) * sizeof(E));

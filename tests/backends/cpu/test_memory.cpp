@@ -91,13 +91,13 @@ template <class T> static void test_rope(int threads, i64 dim, i64 rotary, bool 
                   view(constant(q.get()), tokens, heads), view(constant(k.get()), tokens, kv_heads),
                   view(constant(v.get()), tokens, kv_heads), angles, positions.get(), tokens,
                   view(q_out.get(), tokens, heads), cache(k_cache.get()), cache(v_cache.get()),
-                  batch, tokens, heads, kv_heads, dim, dim, rotary, interleaved});
+                  slots, batch, tokens, heads, kv_heads, dim, dim, rotary, interleaved});
     gd::rope(team, view(constant(k.get()), tokens, kv_heads), angles,
              view(k_out.get(), tokens, kv_heads), batch, tokens, kv_heads, dim, rotary,
              interleaved);
     team.barrier();
     gd::kv_append(team, view(constant(k_out.get()), tokens, kv_heads), positions.get(), tokens,
-                  cache(appended.get()), batch, tokens, kv_heads, dim);
+                  cache(appended.get()), slots, batch, tokens, kv_heads, dim);
   });
   const auto turned = [&](const Buffer<T>& x, i64 i) {
     const i64 d = i % dim, row = i / dim, token = row / (x.n / dim / batch / tokens);
@@ -156,7 +156,7 @@ template <class T> static void test_selection(int threads, i64 n, i64 k) {
 
 template <class E> static void test_copies(int threads) {
   const i64 sizes[6] = {2, 3, 1, 4, 2, 5};
-  Buffer<E> from(240), turned(240), back(240), rows(4 * 7);
+  Buffer<E> from(240), turned(240), back(240), rows(5 * 7);
   for (i64 i = 0; i < 240; ++i) from[i] = E(i);
   gd::StridedCopy<E> there = {from.get(), turned.get(), 6, {}, {}, {}},
                      again = {turned.get(), back.get(), 6, {}, {}, {}};
@@ -168,7 +168,7 @@ template <class E> static void test_copies(int threads) {
     there.to_stride[d] = again.from_stride[d] = reversed;
     reversed *= sizes[d];
   }
-  const int32_t id[] = {3, -1, 0, 2};
+  const int32_t id[] = {3, -1, 0, 2, 4};
   E one = E(0);
   const gd::StridedCopy<E> scalar = {from.get() + 7, &one, 0, {}, {}, {}};
   gd::run_team(threads, [&](const Team& team) {
@@ -176,13 +176,15 @@ template <class E> static void test_copies(int threads) {
     team.barrier();
     gd::copy_strided(team, again);
     gd::copy_strided(team, scalar);
-    gd::gather_rows(team, from.get(), 10, id, 4, 7, rows.get(), 7);
+    gd::gather_rows(team, from.get(), 10, 4, id, 5, 7, rows.get(), 7);
   });
   expect(memcmp(from.get(), back.get(), 240 * sizeof(E)) == 0, "copy_strided there and back");
   expect(turned[1] == from[120], "copy_strided transposes");
   expect(one == from[7], "copy_strided of a scalar");
-  for (i64 i = 0; i < 28; ++i)
-    expect(rows[i] == (id[i / 7] < 0 ? E(0) : from[id[i / 7] * 10 + i % 7]), "gather_rows", i);
+  for (i64 i = 0; i < 35; ++i) {
+    const bool there = id[i / 7] >= 0 && id[i / 7] < 4;
+    expect(rows[i] == (there ? from[id[i / 7] * 10 + i % 7] : E(0)), "gather_rows", i);
+  }
 }
 
 int main() {

@@ -21,9 +21,9 @@ from graphdsl.ir import FLOATS, Node, Value
 from graphdsl.plan import Body, Call, Leaf, Plan
 from graphdsl.views import Ref
 
-from .calls import has_single_row_stride, view_of
+from .calls import Prologue, has_single_row_stride, matmul_scratch, view_of
 from .features import Level, best_level, cpu_features
-from .loops import CTYPES, EXPRESSIONS, REDUCTIONS, saved_rows
+from .loops import CTYPES, EXPRESSIONS, REDUCTIONS, loop_scratch
 
 HERE = Path(__file__).parent
 
@@ -48,7 +48,8 @@ class CPU:
 
     @property
     def target(self) -> Target:
-        return Target("cpu", takes=frozenset({"rope_append"}), kv_order="bnsd")
+        return Target("cpu", takes=frozenset({"rope_append"}), kv_order="bnsd",
+                      fuses_prologues=True)
 
     @property
     def chosen(self) -> Level:
@@ -87,10 +88,11 @@ class CPU:
         return ""
 
     def packed_inputs(self, node: Node) -> tuple[int, ...]:
-        if node.name == "matmul_epilogue":
+        if node.name in ("matmul_epilogue", "matmul_prologue"):
             assert node.body is not None
             place = {v: i for i, v in enumerate(node.body.leaves)}
-            return tuple(place[n.inputs[1]] for n in node.body.nodes if n.name == "matmul_nt")
+            return tuple(place[n.inputs[i]] for n in node.body.nodes
+                         for i in self.packed_inputs(n))
         return {"matmul_nt": (1,), "embedding": (1,), "expert_linear": (1,)}.get(node.name, ())
 
     def needs_copy(self, node: Node, index: int, ref: Ref) -> bool:
@@ -98,6 +100,11 @@ class CPU:
             return not ref.unit_columns
         if node.name == "matmul" or (node.name == "matmul_nt" and not node.inputs[1].is_param):
             return False
+        if node.name == "matmul_prologue":
+            assert node.body is not None
+            leaf = node.body.leaves[index]
+            return any(self.needs_copy(n, i, ref) for n in node.body.nodes
+                       for i, v in enumerate(n.inputs) if v is leaf)
         if node.name in ("attention", "kv_append", "rope_append"):
             return _strides_matter(node.inputs[index], ref)
         if node.name in ("matmul_nt", "matmul_epilogue", "expert_linear"):
@@ -106,31 +113,20 @@ class CPU:
 
     def scratch(self, node: Node, inputs: Sequence[Ref], outputs: Sequence[Ref]) -> str:
         if node.name == "loop":
-            rows = saved_rows(node)
-            columns = product(max((v.shape for v in _values(node)), key=len)[-1:])
-            return f"threads * {rows} * padded({columns}) * 4" if rows else ""
+            return loop_scratch(node, "threads")
+        if node.name == "matmul_prologue":
+            return " + ".join(Prologue.of(node).scratch("threads"))
         if node.name == "attention":
             q, k, v = inputs[:3]
             sizes = (*q.shape[:3], k.shape[2], k.shape[1], q.shape[3], v.shape[3])
             return f"attention_scratch({', '.join(map(str, sizes))}, threads)"
-        if node.name in ("matmul_nt", "matmul_epilogue"):
-            return self._matmul_scratch(node)
+        if node.name == "matmul_epilogue" or (node.name == "matmul_nt"
+                                              and node.inputs[1].is_param):
+            return matmul_scratch(node, "threads")
         if node.name == "expert_linear":
             x = inputs[0]
             return f"expert_scratch({product(x.shape[:-1])}, {x.shape[-1]}, threads)"
         return ""
-
-    def _matmul_scratch(self, node: Node) -> str:
-        weights = self.packed_inputs(node)
-        w = node.inputs[weights[0]]
-        if not w.is_param:
-            return ""
-        matmul = node
-        if node.body is not None:
-            matmul = next(n for n in node.body.nodes if n.name == "matmul_nt")
-        m = product(matmul.inputs[0].shape[:-1])
-        n, k = w.shape
-        return f"matmul_scratch({m}, {n}, {k}, {len(weights)}, threads)"
 
     def render(self, plan: Plan, manifest: str) -> dict[str, str]:
         """The sources of a library: one generated file, and the headers that it includes."""
@@ -197,11 +193,6 @@ def _strides_matter(value: Value, ref: Ref) -> bool:
     if value.dtype == "bool":
         return False
     return not (ref.unit_columns if len(value.shape) == 4 else ref.is_dense)
-
-
-def _values(node: Node) -> list[Value]:
-    assert node.body is not None
-    return [v for n in node.body.nodes for v in (*n.inputs, *n.outputs)]
 
 
 def _body_view(body: Body) -> dict[str, Any]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from graphdsl.expr import ZERO, Poly, product
-from graphdsl.ir import Size
+from graphdsl.expr import ZERO, Poly, dense_strides, product
+from graphdsl.ir import DTYPES, Node, Size
 from graphdsl.plan import Call, RepeatCall
 from graphdsl.views import Ref, collapsed_rows
 
@@ -18,6 +19,7 @@ from .loops import (
     address,
     epilogue_code,
     loop_code,
+    loop_scratch,
 )
 
 View = dict[str, Any]
@@ -38,13 +40,19 @@ def view_of(call: Call | RepeatCall) -> View:
     common: View = {"note": note(call), "barrier": call.barrier,
                     "scratch": address(call.scratch) if call.scratch else "nullptr"}
     if call.op == "loop":
-        code = loop_code(call.node, call.inputs, call.outputs)
-        return common | {"template": "loop.cpp.j2", "code": code, "block": BLOCK,
-                         "chunk": CHUNK}
+        return common | loop_view(call)
+    if call.op == "matmul_prologue":
+        return common | prologue_view(call)
     if call.op in ("matmul_nt", "matmul_epilogue") and is_packed_matmul(call):
         return common | matmul_view(call)
     lines = KERNELS[call.op](call, common["scratch"])
     return common | {"template": "kernel.cpp.j2", "lines": lines}
+
+
+def loop_view(call: Call, team: str = "team") -> View:
+    """A loop whose rows are shared by the threads of the C++ variable `team`."""
+    return {"template": "loop.cpp.j2", "block": BLOCK, "chunk": CHUNK, "team": team,
+            "code": loop_code(call.node, call.inputs, call.outputs)}
 
 
 def is_packed_matmul(call: Call) -> bool:
@@ -63,7 +71,7 @@ def has_single_row_stride(ref: Ref) -> bool:
 
 
 def matmul_view(call: Call) -> View:
-    if call.op == "matmul_epilogue":
+    if call.node.body is not None:
         code = epilogue_code(call.node, call.inputs, call.outputs)
     else:
         code = plain_epilogue(call)
@@ -82,6 +90,75 @@ def plain_epilogue(call: Call) -> EpilogueCode:
     out = call.outputs[0]
     pointer = f"{CTYPES[out.dtype]}* const y0 = {address(out)} + i0 * {stride};"
     return EpilogueCode(0, (1,), ("rows",), (pointer,), ("store(y0 + i, acc0, lanes);",))
+
+
+def matmul_scratch(node: Node, threads: str) -> str:
+    """C text of the scratch bytes of a matmul_nt by a param, or of a matmul_epilogue."""
+    inner = node.body.nodes if node.body is not None else (node,)
+    matmuls = [n for n in inner if n.name == "matmul_nt"]
+    x, w = matmuls[0].inputs
+    n, k = w.shape
+    return f"matmul_scratch({product(x.shape[:-1])}, {n}, {k}, {len(matmuls)}, {threads})"
+
+
+@dataclass(frozen=True)
+class Prologue:
+    """The two parts of a matmul_prologue node, and how its scratch is divided: the rows that the
+    loop makes (a single one for every thread, several once), what the loop keeps, and what the
+    matmul needs. Bytes are C text; the first two parts are multiples of 64."""
+
+    loop: Node
+    matmul: Node
+
+    @staticmethod
+    def of(node: Node) -> Prologue:
+        assert node.body is not None
+        loop, matmul = node.body.nodes
+        return Prologue(loop, matmul)
+
+    @property
+    def made(self) -> Ref:
+        """The rows, where the generated code has them."""
+        out = self.loop.outputs[0]
+        return Ref("made", out.dtype, out.shape, dense_strides(out.shape))
+
+    @property
+    def rows(self) -> Poly:
+        return product(self.made.shape[:-1])
+
+    @property
+    def own_bytes(self) -> str:
+        """A thread's own row, and a few lines more: at a distance of 4096 bytes from the copy that
+        a matmul makes of it, reads would wait for writes."""
+        row = Poly.of(self.made.shape[-1]) * DTYPES[self.made.dtype]
+        return f"(round_up({row}, 64) + 320)"
+
+    def scratch(self, threads: str) -> tuple[str, str, str]:
+        """The bytes of the three parts for a number of threads, C text as well."""
+        shared = product(self.made.shape) * DTYPES[self.made.dtype]
+        kept = loop_scratch(self.loop, threads)
+        return (f"most({threads} * {self.own_bytes}, round_up({shared}, 64))",
+                f"round_up({kept}, 64)" if kept else "0", matmul_scratch(self.matmul, threads))
+
+
+def prologue_view(call: Call) -> View:
+    assert call.node.body is not None
+    assert call.scratch is not None
+    parts = Prologue.of(call.node)
+    ref = dict(zip(call.node.body.leaves, call.inputs, strict=True))
+    ref[parts.loop.outputs[0]] = parts.made
+    start = address(call.scratch)
+    first, second, _ = parts.scratch("team.count")
+
+    def inner(node: Node, outputs: tuple[Ref, ...]) -> Call:
+        return Call(node.name, node, tuple(ref[v] for v in node.inputs), outputs, None, False)
+
+    loop = loop_view(inner(parts.loop, (parts.made,)), "makers")
+    matmul = matmul_view(inner(parts.matmul, call.outputs))
+    return {"template": "prologue.cpp.j2", "rows": parts.rows,
+            "own_bytes": parts.own_bytes, "ctype": CTYPES[parts.made.dtype],
+            "prologue": loop | {"scratch": f"({start} + {first})"},
+            "matmul": matmul | {"scratch": f"{start} + {first} + {second}"}}
 
 
 def repeat_view(call: RepeatCall) -> View:
@@ -205,7 +282,8 @@ def _rope_append(call: Call, scratch: str) -> list[str]:
     views = [_view4(ref) for ref in (q, k, v)]
     angles = f"Angles{{{address(cos)}, {address(sin)}, {_array(cos.strides[:2])}}}"
     written = [_view4(ref, const=False) for ref in (call.outputs[0], k_cache, v_cache)]
-    sizes = [k_cache.shape[1], batch, tokens, heads, k.shape[2], dim, v.shape[3], Poly.of(cos.shape[-1]) * 2]
+    sizes = [k_cache.shape[1], batch, tokens, heads, k.shape[2], dim, v.shape[3],
+             Poly.of(cos.shape[-1]) * 2]
     members = [*views, angles, address(positions), positions.strides[0], *written, *sizes,
                str(bool(call.node.attr["interleaved"])).lower()]
     return [f"rope_append(team, RopeAppend<{CTYPES[q.dtype]}>{_array(members)});"]

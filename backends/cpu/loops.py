@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from graphdsl.expr import ONE, ZERO, Poly
+from graphdsl.expr import ONE, ZERO, Poly, product
 from graphdsl.ir import FLOATS, Graph, Node, Size, Value
 from graphdsl.passes.loops import loop_space
 from graphdsl.views import Ref, collapsed_rows
@@ -301,6 +301,15 @@ def _pointer(name: str, ref: Ref, strides: Sequence[Poly], constant: bool) -> st
 def address(ref: Ref) -> str:
     """C text of a pointer to the first element."""
     return ref.base if ref.offset == ZERO else f"({ref.base} + {ref.offset})"
+
+
+def loop_scratch(node: Node, threads: str) -> str:
+    """C text of the scratch bytes of a loop, or an empty string."""
+    assert node.body is not None
+    rows = saved_rows(node)
+    values = (v for n in node.body.nodes for v in (*n.inputs, *n.outputs))
+    columns = product(max((v.shape for v in values), key=len)[-1:])
+    return f"{threads} * {rows} * padded({columns}) * 4" if rows else ""
 
 
 def saved_rows(node: Node) -> int:

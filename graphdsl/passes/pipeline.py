@@ -17,6 +17,7 @@ from graphdsl.passes.fold import Fold, Hoist
 from graphdsl.passes.kv_layout import KVLayout
 from graphdsl.passes.loops import FuseLoops
 from graphdsl.passes.memory import CheckMemory
+from graphdsl.passes.prologues import FusePrologues
 from graphdsl.passes.roll import Roll
 from graphdsl.passes.verify import Expected, problem_of
 
@@ -32,6 +33,7 @@ PIPELINE: tuple[Pass, ...] = (
     KVLayout(),       # every state and its writers are in sight, bodies of Operations are few
     FuseEpilogues(),  # before loops: a matmul has the first claim on what follows it
     FuseLoops(),      # takes what is left
+    FusePrologues(),  # loops are whole: what they make and who reads it is known
     CheckMemory(),    # last: holds for the graph that is planned
 )
 

@@ -161,6 +161,35 @@ def test_any_number_of_threads(compare: Any) -> None:
     compare(trace(Small(maths, outputs)), sizes=SIZES, threads=(1, 2, 3, 5))
 
 
+PROLOGUES: dict[str, tuple[Callable[[Any, Value], Any], str]] = {
+    "norm and linear": (
+        lambda p, x: linear(rms_norm(x, p.scale, eps=1e-5), p.wide), "y[batch, tokens, wide]"),
+    "norm and gate": (
+        lambda p, x: x + linear(
+            silu(linear((h := layer_norm(x, p.scale, p.shift, eps=1e-5)), p.wide))
+            * linear(h, p.also_wide), p.back), SAME),
+    "rows that the loop keeps": (
+        lambda p, x: x + linear(softmax(tanh(x) * sin(x)), p.w), SAME),
+    "rows of heads": (
+        lambda p, x: linear(softmax(heads(x)), p.w[:10, :10] * 1.0),
+        "y[batch, tokens, heads, dim]"),
+    "strided rows": (
+        lambda p, x: linear(softmax(linear(x, p.wide)[..., 16:56]), p.wide),
+        "y[batch, tokens, wide]"),
+}
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+@pytest.mark.parametrize("case", PROLOGUES)
+def test_prologues(compare: Any, case: str, dtype: str) -> None:
+    """A single row is made by every thread, several are shared."""
+    maths, outputs = PROLOGUES[case]
+    sizes = tuple({"batch": 1, "tokens": rows} for rows in (1, 2, 3, 40))
+    operator = compare(trace(Small(maths, outputs), dtype), dtype, sizes, threads=(1, 2, 3))
+    source = next(operator.path.glob("src/*.cpp")).read_text()
+    assert " matmul_prologue" in source
+
+
 class Experts(Layer):
     """Mixture of experts: the two best of five, each a linear, weighted."""
 

@@ -21,7 +21,8 @@ from graphdsl.passes.verify import problem_of
 from graphdsl.reference import TOLERANCE, error_of
 from graphdsl.signature import Term, parse_terms
 
-CPU = Target("cpu", takes=frozenset({"rope_append"}), kv_order="bnsd")
+CPU = Target("cpu", takes=frozenset({"rope_append"}), kv_order="bnsd",
+             fuses_prologues=True)
 WHOLE = Target("whole", takes=frozenset({"rms_norm", "add_rms_norm", "swiglu", "linear", "rope",
                                          "rope_append"}), fuses_loops=False)
 PLAIN = Target("plain", fuses_loops=False)

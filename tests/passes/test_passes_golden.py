@@ -78,6 +78,14 @@ def residual_graph() -> Graph:
     return graph_of(rms_norm(total, norm, eps=1e-5), total)
 
 
+def norm_gate_graph() -> Graph:
+    """The norm is the prologue of gate and up, which have an epilogue."""
+    x, norm = leaf("x", TOKENS, 8), leaf("n", 8, kind="param")
+    gate, up = (leaf(n, 16, 8, kind="param") for n in ("gate", "up"))
+    normed = rms_norm(x, norm, eps=1e-5)
+    return graph_of(silu(linear(normed, gate)) * linear(normed, up))
+
+
 def softmax_graph() -> Graph:
     return graph_of(softmax(tanh(leaf("x", TOKENS, 8))))
 
@@ -101,7 +109,8 @@ CASES: dict[str, tuple[Callable[[], Graph], Target]] = {
     "gelu_mul": (gelu_mul_graph, WHOLE), "merge_linears": (merge_graph, WHOLE),
     "merge_linears_cpu": (merge_graph, CPU), "gate_up": (gate_up_graph, CPU),
     "rope_append": (rope_append_graph, CPU), "residual_norm": (residual_graph, CPU),
-    "softmax_loop": (softmax_graph, CPU), "softmax_plain": (softmax_graph, PLAIN),
+    "norm_gate": (norm_gate_graph, CPU), "softmax_loop": (softmax_graph, CPU),
+    "softmax_plain": (softmax_graph, PLAIN),
     "cleanup": (cleanup_graph, CPU), "fold": (fold_graph, CPU)}
 
 

@@ -19,13 +19,14 @@ from graphdsl.passes.fold import Fold, Hoist
 from graphdsl.passes.kv_layout import KVLayout
 from graphdsl.passes.loops import FuseLoops
 from graphdsl.passes.pipeline import PIPELINE, Lowered, run_pass, run_pipeline
+from graphdsl.passes.prologues import FusePrologues
 from graphdsl.passes.roll import Roll
 from graphdsl.passes.samples import reference_outputs, samples
 from graphdsl.printer import text
 from graphdsl.reference import TOLERANCE, error_of
 
 TARGETS = (CPU, WHOLE, PLAIN, SINGLE)
-KERNELS = {"loop", "matmul_epilogue", "repeat"}
+KERNELS = {"loop", "matmul_epilogue", "matmul_prologue", "repeat"}
 
 
 def agrees(graph: Graph, seed: int, dtype: str) -> None:
@@ -79,7 +80,8 @@ def test_random_passes_in_random_order(seed: int) -> None:
     passes: list[Pass] = [CleanUp(), Fold(), KVLayout(), Roll(), Hoist()]
     chosen = [draw.choice(passes) for _ in range(draw.randint(1, 6))]
     expand = next(p for p in PIPELINE if p.name == "expand")
-    late: list[Pass] = draw.sample([FuseLoops(), FuseEpilogues()], draw.randint(0, 2))
+    late: list[Pass] = draw.sample([FuseLoops(), FuseEpilogues(), FusePrologues()],
+                                   draw.randint(0, 3))
     lowered = Lowered(graph)
     for each in [Roll(), *chosen, expand, *draw.sample(chosen, len(chosen)), *late]:
         lowered = run_pass(each, lowered, CPU)

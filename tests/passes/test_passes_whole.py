@@ -35,8 +35,9 @@ CALLS = {"matmul_nt", "matmul", "attention", "kv_append", "concat", "take_rows",
 
 
 def all_nodes(graph: Graph) -> list[Node]:
-    """The nodes of a graph and of the bodies of its repeats."""
-    inner = [n for r in graph.nodes if r.name == "repeat" and r.body for n in all_nodes(r.body)]
+    """The nodes of a graph and of the bodies of its repeats and matmuls with prologues."""
+    outer = ("repeat", "matmul_prologue")
+    inner = [n for r in graph.nodes if r.name in outer and r.body for n in all_nodes(r.body)]
     return [*graph.nodes, *inner]
 
 
@@ -67,11 +68,16 @@ def test_lowered_graph_holds_what_a_backend_can_plan() -> None:
     lowered = run_pipeline(trace(Llama(SMALL), "bf16"), CPU)
     for node in all_nodes(lowered.graph):
         known = (node.op.kind == "view" or node.name in CALLS | CPU.takes
-                 or node.name in ("loop", "matmul_epilogue", "repeat"))
+                 or node.name in ("loop", "matmul_epilogue", "matmul_prologue", "repeat"))
         assert known, node.name
         if node.name == "loop":
             assert node.body is not None
             assert {n.op.kind for n in node.body.nodes} <= {"pointwise", "reduce"}
+        if node.name == "matmul_prologue":
+            assert node.body is not None
+            loop, matmul = node.body.nodes
+            assert loop.name == "loop"
+            assert matmul.name in ("matmul_nt", "matmul_epilogue")
         if node.name == "matmul_epilogue":
             assert node.body is not None
             matmuls = [n for n in node.body.nodes if n.name == "matmul_nt"]
@@ -89,12 +95,13 @@ def test_what_fires_in_a_layer() -> None:
     lowered = run_pipeline(trace(Llama(SMALL), "bf16"), CPU)
     fired = Counter(f.rule for report in lowered.report for f in report.fired)
     assert fired == {"Roll": 1, "AddRMSNorm": 1, "SiluMul": 1, "RopeAppend": 1, "MergeLinears": 1,
-                     "Hoist": 1, "Fold": 4, "KVLayout": 6, "MatmulEpilogue": 4, "Loop": 5}
+                     "Hoist": 1, "Fold": 4, "KVLayout": 6, "MatmulEpilogue": 4, "Loop": 5,
+                     "MatmulPrologue": 3}
     body = next(n.body for n in lowered.graph.nodes if n.name == "repeat")
     assert body is not None
     assert Counter(names(body)) == {
-        "loop": 2, "matmul_nt": 1, "split": 1, "reshape": 4, "rope_append": 1, "attention": 1,
-        "matmul_epilogue": 3}
+        "matmul_prologue": 2, "split": 1, "reshape": 4, "rope_append": 1, "attention": 1,
+        "matmul_epilogue": 2}
 
 
 @pytest.mark.parametrize("target", [WHOLE, PLAIN], ids=lambda t: t.name)
@@ -103,7 +110,7 @@ def test_targets_without_loops_keep_kernels(target: Target) -> None:
     lowered = run_pipeline(graph, target)
     assert_same(graph, lowered)
     ops = {n.name for n in all_nodes(lowered.graph)}
-    assert not ops & {"loop", "matmul_epilogue"}
+    assert not ops & {"loop", "matmul_epilogue", "matmul_prologue"}
     assert (ops >= {"rms_norm", "add_rms_norm", "swiglu", "rope_append"}) == (target is WHOLE)
 
 

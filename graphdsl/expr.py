@@ -12,6 +12,11 @@ Monomial = tuple[str, ...]
 """Names of dims, sorted; () is the constant term."""
 
 
+def c_name(dim: str) -> str:
+    """A dim's name in generated code, where it can be no keyword and no name of ours."""
+    return f"{dim}_"
+
+
 @dataclass(frozen=True)
 class Poly:
     """A sum of products of dims, such as 64*batch*tokens + 32. Equal polynomials compare equal."""
@@ -69,7 +74,7 @@ class Poly:
 
     def __str__(self) -> str:
         """C text, parenthesised where it is a sum."""
-        parts = [" * ".join([*([str(k)] if k != 1 or not mono else []), *mono])
+        parts = [" * ".join([*([str(k)] if k != 1 or not mono else []), *map(c_name, mono)])
                  for mono, k in self.items]
         text = " + ".join(parts) or "0"
         return f"({text})" if len(parts) > 1 else text
@@ -95,4 +100,4 @@ def dense_strides(shape: Iterable[Size | Poly]) -> tuple[Poly, ...]:
 ONE, ZERO = Poly.of(1), Poly.of(0)
 
 
-__all__ = ["ONE", "ZERO", "Poly", "dense_strides", "product"]
+__all__ = ["ONE", "ZERO", "Poly", "c_name", "dense_strides", "product"]

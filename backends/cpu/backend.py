@@ -16,7 +16,7 @@ import jinja2
 
 from graphdsl.backend import Capability, Check, Target
 from graphdsl.errors import ToolError
-from graphdsl.expr import product
+from graphdsl.expr import Poly, c_name, product
 from graphdsl.ir import FLOATS, Node, Value
 from graphdsl.plan import Body, Call, Leaf, Plan
 from graphdsl.views import Ref
@@ -119,13 +119,13 @@ class CPU:
         if node.name == "attention":
             q, k, v = inputs[:3]
             sizes = (*q.shape[:3], k.shape[2], k.shape[1], q.shape[3], v.shape[3])
-            return f"attention_scratch({', '.join(map(str, sizes))}, threads)"
+            return f"attention_scratch({', '.join(str(Poly.of(size)) for size in sizes)}, threads)"
         if node.name == "matmul_epilogue" or (node.name == "matmul_nt"
                                               and node.inputs[1].is_param):
             return matmul_scratch(node, "threads")
         if node.name == "expert_linear":
             x = inputs[0]
-            return f"expert_scratch({product(x.shape[:-1])}, {x.shape[-1]}, threads)"
+            return f"expert_scratch({product(x.shape[:-1])}, {Poly.of(x.shape[-1])}, threads)"
         return ""
 
     def render(self, plan: Plan, manifest: str) -> dict[str, str]:
@@ -134,9 +134,9 @@ class CPU:
         steps = {d.name: i for i, p in enumerate(plan.ports) for d in plan.step_dims
                  if d.source == p.name}
         text = _templates().get_template("library.cpp.j2").render(
-            name=name, dims=[d.name for d in (*plan.dims, *plan.step_dims)],
-            plan_dims=[d.name for d in plan.dims],
-            step_dims=[{"name": d.name, "hi": d.hi, "index": steps[d.name]}
+            name=name, dims=[c_name(d.name) for d in (*plan.dims, *plan.step_dims)],
+            plan_dims=[c_name(d.name) for d in plan.dims],
+            step_dims=[{"name": c_name(d.name), "hi": d.hi, "index": steps[d.name]}
                        for d in plan.step_dims],
             buffers=plan.buffers, bodies=[_body_view(b) for b in plan.bodies],
             weights=[_weight_view(p.value, p.packed) for p in plan.ports if p.kind == "param"],

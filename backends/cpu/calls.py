@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from graphdsl.expr import ZERO, Poly, dense_strides, product
-from graphdsl.ir import DTYPES, Node, Size
+from graphdsl.ir import DTYPES, Affine, Dim, Node, Size
 from graphdsl.plan import Call, RepeatCall
 from graphdsl.views import Ref, collapsed_rows
 
@@ -176,8 +176,13 @@ def repeat_view(call: RepeatCall) -> View:
             "table": inputs + states + params + len(carried)}
 
 
-def _array(items: Sequence[object]) -> str:
-    return "{" + ", ".join(map(str, items)) + "}"
+def _text(item: object) -> str:
+    """C text of a size, a stride, or what is text already."""
+    return str(Poly.of(item) if isinstance(item, Dim | Affine) else item)
+
+
+def _array(items: Iterable[object]) -> str:
+    return "{" + ", ".join(map(_text, items)) + "}"
 
 
 def _count(shape: Sequence[Size]) -> str:
@@ -197,7 +202,7 @@ def _embedding(call: Call, scratch: str) -> list[str]:
     name = "embedding" if packed else "embedding_plain"
     _, stride = rows_of(out)
     return [f"{name}(team, {address(ids)}, {_count(ids.shape)}, {address(table)}, "
-            f"{table.shape[0]}, {table.shape[1]}, {address(out)}, {stride});"]
+            f"{_text(table.shape[0])}, {_text(table.shape[1])}, {address(out)}, {stride});"]
 
 
 def _batched(call: Call, scratch: str) -> list[str]:
@@ -238,7 +243,7 @@ def _attention(call: Call, scratch: str) -> list[str]:
     lines = ["{", f"  Attention<{CTYPES[q.dtype]}> t{{}};"]
 
     def put(name: str, value: object) -> None:
-        lines.append(f"  t.{name} = {value};")
+        lines.append(f"  t.{name} = {_text(value)};")
 
     for name, ref in (("q", q), ("k", k), ("v", v), ("out", out)):
         put(name, address(ref))
@@ -271,9 +276,10 @@ def _view4(ref: Ref, *, const: bool = True) -> str:
 
 def _kv_append(call: Call, scratch: str) -> list[str]:
     cache, x, positions = call.inputs
-    batch, tokens, heads, dim = x.shape
+    batch, tokens, heads, dim = map(_text, x.shape)
     return [f"kv_append(team, {_view4(x)}, {address(positions)}, {positions.strides[0]}, "
-            f"{_view4(cache, const=False)}, {cache.shape[1]}, {batch}, {tokens}, {heads}, {dim});"]
+            f"{_view4(cache, const=False)}, {_text(cache.shape[1])}, {batch}, {tokens}, {heads}, "
+            f"{dim});"]
 
 
 def _rope_append(call: Call, scratch: str) -> list[str]:
@@ -292,30 +298,32 @@ def _rope_append(call: Call, scratch: str) -> list[str]:
 def _take_rows(call: Call, scratch: str) -> list[str]:
     """x[b, t, *d], rows[b, r] -> [b, r, *d]."""
     x, rows, out = *call.inputs, call.outputs[0]
-    batch = x.shape[0]
+    batch, tokens = map(_text, x.shape[:2])
     width = product(x.shape[2:])
     return [f"for (i64 b = 0; b < {batch}; ++b)",
-            f"  gather_rows(team, {address(x)} + b * {x.strides[0]}, {width}, {x.shape[1]}, "
-            f"{address(rows)} + b * {rows.strides[0]}, {rows.shape[1]}, {width}, "
+            f"  gather_rows(team, {address(x)} + b * {x.strides[0]}, {width}, {tokens}, "
+            f"{address(rows)} + b * {rows.strides[0]}, {_text(rows.shape[1])}, {width}, "
             f"{address(out)} + b * {out.strides[0]}, {width});"]
 
 
 def _gather(call: Call, scratch: str) -> list[str]:
     x, index, out = *call.inputs, call.outputs[0]
     width = product(x.shape[1:])
-    return [f"gather_rows(team, {address(x)}, {width}, {x.shape[0]}, {address(index)}, "
+    return [f"gather_rows(team, {address(x)}, {width}, {_text(x.shape[0])}, {address(index)}, "
             f"{_count(index.shape)}, {width}, {address(out)}, {width});"]
 
 
 def _argmax(call: Call, scratch: str) -> list[str]:
     x, out = call.inputs[0], call.outputs[0]
-    return [f"argmax(team, {address(x)}, {_count(x.shape[:-1])}, {x.shape[-1]}, {x.shape[-1]}, "
+    n = _text(x.shape[-1])
+    return [f"argmax(team, {address(x)}, {_count(x.shape[:-1])}, {n}, {n}, "
             f"{address(out)});"]
 
 
 def _topk(call: Call, scratch: str) -> list[str]:
     x, (values, indices) = call.inputs[0], call.outputs
-    return [f"topk(team, {address(x)}, {_count(x.shape[:-1])}, {x.shape[-1]}, {x.shape[-1]}, "
+    n = _text(x.shape[-1])
+    return [f"topk(team, {address(x)}, {_count(x.shape[:-1])}, {n}, {n}, "
             f"{call.node.attr['k']}, {address(values)}, {address(indices)});"]
 
 

@@ -248,6 +248,20 @@ def test_an_index_that_the_layer_computes_cannot_leave_the_cache(compare: Any) -
     assert not any(cache.any() for cache in state.values())
 
 
+def test_any_name_of_a_size(compare: Any) -> None:
+    class Named(Layer):
+        signature = "x[n, w, hidden], v[int, t] -> y[n, w, hidden], z[int, t]"
+        config = Config()
+
+        def __init__(self) -> None:
+            self.w = Param(40, 40)
+
+        def forward(self, x: Value, v: Value) -> tuple[Value, Value]:
+            return softmax(linear(rms_norm(x, self.w[0], eps=1e-5), self.w)), silu(v)
+
+    compare(trace(Named()), sizes=({"n": 2, "w": 3, "int": 4, "t": 5},))
+
+
 def test_no_dims_at_all(compare: Any) -> None:
     class Fixed(Layer):
         signature = "x[8, 40] -> y[8, 40]"

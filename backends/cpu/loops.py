@@ -31,28 +31,38 @@ EXPRESSIONS = {
 }
 INFINITY = "__builtin_inff()"
 REDUCTIONS = {
-    "reduce_sum": ("0.f", "{a} + keep({x}, lanes, 0.f)", "sum"),
-    "reduce_max": (f"-{INFINITY}", f"v_max({{a}}, keep({{x}}, lanes, -{INFINITY}))", "max_of"),
-    "reduce_min": (INFINITY, f"v_min({{a}}, keep({{x}}, lanes, {INFINITY}))", "min_of"),
+    "reduce_sum": ("0.f", "{} + {}", "sum"),
+    "reduce_max": (f"-{INFINITY}", "v_max({}, {})", "max_of"),
+    "reduce_min": (INFINITY, "v_min({}, {})", "min_of"),
 }
+"""What a reduction starts with, how two values become one, and how a vector becomes a number."""
 CHEAP = frozenset({"cast", "add", "sub", "mul", "neg", "maximum", "minimum", "where", "less",
                    "less_equal", "greater", "greater_equal", "equal", "constant"})
 CHEAPEST = 4
 """How many cheap operations are done again rather than kept in scratch."""
-CHUNK = "32 * W"
-"""Columns of one part of a sum."""
+CHUNK = "64 * W"
+"""Columns after which a reduction's parts are added to its total."""
 BLOCK = 2048
 """Columns of one share of a loop without reductions."""
 
 
+@dataclass(frozen=True)
+class Reduction:
+    """An accumulator: what it starts with, and how `total` takes in its two parts."""
+
+    name: str
+    start: str
+    total: str
+
+
 @dataclass
 class Phase:
-    """Statements before the columns, for every vector of columns, and after them. Sums are kept
-    for a chunk of columns at a time (`part_x`) and added up in `x`: one long chain of additions
-    would lose small terms."""
+    """Statements before the columns, for every vector of columns, and after them. A reduction
+    goes on in the two parts of `part_x`, which do not wait for each other, and after every chunk
+    of columns into `x`: one long chain of additions would lose small terms."""
 
     before: list[str] = field(default_factory=list)
-    sums: list[str] = field(default_factory=list)
+    reductions: list[Reduction] = field(default_factory=list)
     columns: list[str] = field(default_factory=list)
     after: list[str] = field(default_factory=list)
 
@@ -92,6 +102,18 @@ def expression(node: Node, operands: Sequence[str]) -> str:
         return _constant(node.attr["value"], node.attr["dtype"])
     if node.name == "cast":
         return _cast(operands[0], node.inputs[0].dtype, node.out_types[0].dtype)
+    if node.name in ("maximum", "minimum") and node.out_types[0].dtype in FLOATS:
+        return _extreme(node, operands)
+    return EXPRESSIONS[node.name].format(*operands)
+
+
+def _extreme(node: Node, operands: Sequence[str]) -> str:
+    """The larger or smaller; the bare instruction gives its second operand where either is NaN,
+    which is right when the first is a number of the graph's."""
+    for first, second in ((0, 1), (1, 0)):
+        made = node.inputs[first].node
+        if made is not None and made.name == "constant":
+            return f"raw_{node.name[:3]}({operands[first]}, {operands[second]})"
     return EXPRESSIONS[node.name].format(*operands)
 
 
@@ -124,6 +146,7 @@ class Emitter:
         self.ids: dict[Value, str] = {}
         self.uniform: dict[Value, str] = dict(registers or {})
         self.saved: dict[Value, int] = {}
+        self.inverses: dict[str, str] = {}
         self.made_in: dict[Value, int] = {}
         self.phase_of = phases_of(body)
         self.phases = [Phase() for _ in range(max(self.phase_of.values(), default=0) + 1)]
@@ -224,25 +247,36 @@ class Emitter:
             return f"load({self.pointer[value]} + i, lanes)"
         if value in self.saved and self.made_in[value] < at:
             return f"load({self._row(value, self.saved[value])} + i, lanes)"
-        return self._rounded(value, expression(value.node,
-                                               [self._get(v, at) for v in value.node.inputs]))
+        operands = [self._get(v, at) for v in value.node.inputs]
+        if value.node.name == "div" and is_row_scalar(value.node.inputs[1]):
+            inverse = self._inverse(operands[1], at)
+            return self._rounded(value, f"{operands[0]} * {inverse}")
+        return self._rounded(value, expression(value.node, operands))
+
+    def _inverse(self, scalar: str, at: int) -> str:
+        """1 / a row scalar, made once a row: a division a vector would cost more than the rest of
+        a softmax's last phase."""
+        if scalar not in self.inverses:
+            self.inverses[scalar] = f"inverse_{scalar}"
+            self.phases[at].before.append(f"const F inverse_{scalar} = splat(1.f) / {scalar};")
+        return self.inverses[scalar]
 
     def _rounded(self, value: Value, text: str) -> str:
         return f"round_to_bf16({text})" if value in self.rounded else text
 
     def _reduce(self, node: Node, at: int) -> None:
-        start, step, finish = REDUCTIONS[node.name]
+        start, combine, finish = REDUCTIONS[node.name]
         value, name = node.outputs[0], f"a{len(self.uniform)}"
         if is_row_scalar(node.inputs[0]):
             self.uniform[value] = self._scalar(node.inputs[0], at)
             return
         phase = self.phases[at]
         phase.before.append(f"F {name} = splat({start});")
-        kept = name
-        if node.name == "reduce_sum":
-            phase.sums.append(name)
-            kept = f"part_{name}"
-        self._line(at, f"{kept} = {step.format(a=kept, x=self._get(node.inputs[0], at))};")
+        part = f"part_{name}"
+        both = combine.format(f"{part}[0]", f"{part}[1]")
+        phase.reductions.append(Reduction(name, start, combine.format(name, f"({both})")))
+        kept = f"keep({self._get(node.inputs[0], at)}, lanes, {start})"
+        self._line(at, f"{part}[side.value] = {combine.format(f'{part}[side.value]', kept)};")
         self.uniform[value] = f"r{name}"
         text = self._rounded(value, f"splat({finish}({name}))")
         phase.after.append(f"const F r{name} = {text};")

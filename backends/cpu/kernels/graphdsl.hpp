@@ -11,6 +11,20 @@
 
 namespace gd {
 
+// Which of the two parts of a reduction a vector belongs to.
+template <int K> struct Side {
+  static constexpr int value = K;
+};
+// As for_lanes, but two vectors a turn, whose reductions do not wait for each other.
+template <class Body> GD_INLINE void for_two_sides(i64 n, Body body) {
+  i64 i = 0;
+  for (; i + 2 * W <= n; i += 2 * W) {
+    body(i, Full{}, Side<0>{});
+    body(i + W, Full{}, Side<1>{});
+  }
+  for_lanes(n - i, [&](i64 at, auto lanes) { body(i + at, lanes, Side<0>{}); });
+}
+
 // Columns of a row of scratch, so that rows of different threads share no cache line.
 inline i64 padded(i64 n) { return (n + 15) / 16 * 16; }
 

@@ -25,8 +25,9 @@ GD_INLINE F power_of_two(I n) { return (F)((n + 127) << 23); }
 // should be.
 GD_INLINE F v_exp(F x) {
   x = raw_min(splat(89.f), raw_max(splat(-105.f), x));
-  const I whole = to_i(x * 1.44269504f + (x < 0.f ? splat(-.5f) : splat(.5f)));
-  const F n = to_f(whole);
+  const F shift = splat(12582912.f);  // 1.5 * 2^23: the sum's last bits are the nearest integer
+  const F shifted = fma(x, splat(1.44269504f), shift), n = shifted - shift;
+  const I whole = (I)shifted - (I)shift;
   const F r = fma(n, splat(2.12194440e-4f), fma(n, splat(-0.693359375f), x));
   const F q = poly(r, 1.991808676e-4f, 1.394725638e-3f, 8.333264850e-3f, 4.166625440e-2f,
                    1.666666716e-1f, .5f);

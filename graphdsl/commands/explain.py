@@ -9,7 +9,7 @@ from graphdsl.backend import find_backend
 from graphdsl.commands.session import Session, say
 from graphdsl.errors import GraphError
 from graphdsl.passes.base import Fired, Missed
-from graphdsl.passes.expand import FUSIONS, groups
+from graphdsl.passes.catalogue import FUSIONS, groups
 from graphdsl.passes.pipeline import PassReport, run_pipeline
 
 

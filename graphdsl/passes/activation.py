@@ -6,7 +6,7 @@ from typing import Any
 
 from graphdsl.ir import Value
 from graphdsl.ops.activation import geglu, gelu, silu, swiglu
-from graphdsl.passes.rules import FusionRule
+from graphdsl.passes.rules import FusionRule, Rule
 
 
 class SiluMul(FusionRule):
@@ -35,3 +35,6 @@ class GeluMul(FusionRule):
     @staticmethod
     def after(gate: Value, up: Value) -> Any:
         return geglu(gate, up)
+
+
+RULES: tuple[Rule, ...] = (SiluMul(), GeluMul())

@@ -8,26 +8,15 @@ from typing import TYPE_CHECKING, ClassVar
 
 from graphdsl.errors import Loc
 from graphdsl.ir import Graph, Node
-from graphdsl.passes.activation import GeluMul, SiluMul
 from graphdsl.passes.base import Fired, Missed, Result, in_bodies
+from graphdsl.passes.catalogue import FUSIONS, groups
 from graphdsl.passes.cleanup import common_subexpressions, nearly_equal
 from graphdsl.passes.engine import apply_rules
-from graphdsl.passes.linear import LINEARS, MergeLinears
-from graphdsl.passes.norm import AddRMSNorm
-from graphdsl.passes.position import RopeAppend, RopeAppendMasked
 from graphdsl.passes.rewrite import inline
 from graphdsl.passes.rules import Rule
 
 if TYPE_CHECKING:
     from graphdsl.backend import Target
-
-FUSIONS: tuple[Rule, ...] = (AddRMSNorm(), SiluMul(), GeluMul(), RopeAppend(), RopeAppendMasked())
-
-
-def groups(target: Target) -> tuple[Rule, ...]:
-    """The group rules, which come after the fusions of a level: they take what is left over."""
-    meeting = target.epilogue_matmuls if target.fuses_loops else 1
-    return tuple(MergeLinears(op, meeting) for op in LINEARS)
 
 
 @dataclass

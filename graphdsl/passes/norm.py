@@ -6,7 +6,7 @@ from typing import Any
 
 from graphdsl.ir import Value
 from graphdsl.ops.norm import add_rms_norm, rms_norm
-from graphdsl.passes.rules import FusionRule
+from graphdsl.passes.rules import FusionRule, Rule
 
 
 class AddRMSNorm(FusionRule):
@@ -23,3 +23,6 @@ class AddRMSNorm(FusionRule):
     @staticmethod
     def after(x: Value, r: Value, w: Value, *, eps: float) -> Any:
         return add_rms_norm(x, r, w, eps=eps)
+
+
+RULES: tuple[Rule, ...] = (AddRMSNorm(),)

@@ -8,7 +8,7 @@ from graphdsl.ir import Value
 from graphdsl.ops.attention import attention
 from graphdsl.ops.kv import kv_append, rope_append
 from graphdsl.ops.position import rope
-from graphdsl.passes.rules import FusionRule
+from graphdsl.passes.rules import FusionRule, Rule
 
 
 class RopeAppend(FusionRule):
@@ -59,3 +59,6 @@ class RopeAppendMasked(FusionRule):
         turned, new_k, new_v = rope_append(q, k, v, cos, sin, positions, k_cache, v_cache,
                                            interleaved=interleaved)
         return attention(turned, new_k, new_v, positions, mask, **attrs), new_k, new_v
+
+
+RULES: tuple[Rule, ...] = (RopeAppend(), RopeAppendMasked())

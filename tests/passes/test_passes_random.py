@@ -11,10 +11,10 @@ from random_graphs import kernel_soup, random_layer, random_model
 
 from graphdsl.ir import Graph
 from graphdsl.passes.base import Pass
+from graphdsl.passes.catalogue import FUSIONS, groups
 from graphdsl.passes.cleanup import CleanUp
 from graphdsl.passes.engine import apply_rules
 from graphdsl.passes.epilogues import FuseEpilogues
-from graphdsl.passes.expand import FUSIONS, groups
 from graphdsl.passes.fold import Fold, Hoist
 from graphdsl.passes.kv_layout import KVLayout
 from graphdsl.passes.loops import FuseLoops

@@ -14,7 +14,7 @@ from graphdsl.ops.linear import linear
 from graphdsl.ops.norm import add_rms_norm
 from graphdsl.ops.shape import concat, split
 from graphdsl.passes.base import CheckFailed
-from graphdsl.passes.expand import FUSIONS, groups
+from graphdsl.passes.catalogue import FUSIONS, groups
 from graphdsl.passes.linear import MergeLinears
 from graphdsl.passes.norm import AddRMSNorm
 from graphdsl.passes.rules import FusionRule

@@ -1,0 +1,25 @@
+"""The catalogue: all fusion rules, family by family."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from graphdsl.passes import activation, norm, position
+from graphdsl.passes.linear import LINEARS, MergeLinears
+from graphdsl.passes.rules import Rule
+
+if TYPE_CHECKING:
+    from graphdsl.backend import Target
+
+FUSIONS: tuple[Rule, ...] = (
+    *norm.RULES,        # a sum that feeds a norm is claimed before anything else takes it
+    *activation.RULES,  # gated forms
+    *position.RULES,    # rope and the KV appends
+)
+"""The rules that are offered every level of Operations, in the order in which they are tried."""
+
+
+def groups(target: Target) -> tuple[Rule, ...]:
+    """The group rules, which come after the fusions of a level: they take what is left over."""
+    meeting = target.epilogue_matmuls if target.fuses_loops else 1
+    return tuple(MergeLinears(op, meeting) for op in LINEARS)

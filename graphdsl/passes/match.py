@@ -27,7 +27,8 @@ class NoMatch(Exception):
 
 @dataclass(frozen=True)
 class AttrVar:
-    """Stands for the value of an attribute; the same name is the same value everywhere."""
+    """Stands for the value of an attribute, or for the number that an operand is; the same name is
+    the same value everywhere."""
 
     name: str
 
@@ -191,10 +192,27 @@ class Matcher:
         elif isinstance(patterns[0], Pattern):
             for first in self.matches(patterns[0], values[0], match):
                 yield from self._operands(patterns[1:], values[1:], first)
+        elif isinstance(patterns[0], AttrVar):
+            bound = self._number(patterns[0], values[0], match)
+            if bound is not None:
+                yield from self._operands(patterns[1:], values[1:], bound)
         elif is_number(values[0], patterns[0]):
             yield from self._operands(patterns[1:], values[1:], match)
         else:
             self.fail(f"not the number {patterns[0]}", values[0], len(match.nodes))
+
+    def _number(self, wanted: AttrVar, value: Value, match: Match) -> Match | None:
+        """An attribute of the rule that is written as an operand: the number found there."""
+        if value.node is None or value.node.op is not constant:
+            self.fail(f"{wanted.name} is {value.name or value.type}, wanted a number", value,
+                      len(match.nodes))
+            return None
+        number = value.node.attr["value"]
+        if match.bound.get(wanted.name, number) == number:
+            return match.with_attr(wanted.name, number)
+        self.fail(f"{wanted.name} is {number}, wanted {match.bound[wanted.name]}", value,
+                  len(match.nodes))
+        return None
 
 
 def is_number(value: Value, number: Any) -> bool:

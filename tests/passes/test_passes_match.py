@@ -188,3 +188,34 @@ def test_loops_hold_one_space() -> None:
     lowered = run_pipeline(graph, CPU, verify=True)
     bodies = [n.body for n in lowered.graph.nodes if n.name == "loop"]
     assert [loop_space(b) for b in bodies if b] == [(TOKENS, 4), (TOKENS, 6), (TOKENS, 2, 2)]
+
+
+class Shifted(FusionRule):
+    """(x + c) * c is x * c + c * c, for any number c."""
+
+    shapes = "x[*b]"
+    attributes = {"c": (0.5, -2.0)}  # noqa: RUF012
+
+    @staticmethod
+    def before(x: Value, *, c: float) -> Any:
+        return (x + c) * c
+
+    @staticmethod
+    def after(x: Value, *, c: float) -> Any:
+        return x * c + c * c
+
+
+def test_an_attribute_may_be_a_number() -> None:
+    for seed in range(3):
+        self_check(Shifted(), seed)
+
+
+@pytest.mark.parametrize(("graph", "reason"), [
+    (lambda: graph_of((A + 2.0) * 3.0), "c is 3.0, wanted 2.0"),
+    (lambda: graph_of((A + B) * 3.0), "c is b, wanted a number")])
+def test_numbers_that_differ(graph: Any, reason: str) -> None:
+    made = graph()
+    after, fired, missed = apply_rules(made, [Shifted()])
+    assert after is made or text(after) == text(made)
+    assert not fired
+    assert [m.reason for m in missed] == [reason]

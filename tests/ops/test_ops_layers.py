@@ -72,6 +72,17 @@ def test_rms_norm(dtype: torch.dtype, generator: torch.Generator) -> None:
     assert torch.equal(total, x + r)
 
 
+def test_rms_norm_of_bf16_by_a_weight_in_f32(generator: torch.Generator) -> None:
+    """One rounding, after the weight, as Gemma has it."""
+    d = draw(generator, 1, 70)
+    x = normal(generator, *leading(generator), d, dtype=torch.bfloat16)
+    weight = 1 + normal(generator, d)
+    wanted = F.rms_norm(x.float(), (d,), weight, 1e-5).bfloat16()
+    close(apply(ops.rms_norm, x, weight, eps=1e-5), wanted)
+    close(apply(ops.add_rms_norm, x, x, weight, eps=1e-5)[0],
+          F.rms_norm((x + x).float(), (d,), weight, 1e-5).bfloat16())
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_layer_norm(dtype: torch.dtype, generator: torch.Generator) -> None:
     d = draw(generator, 2, 70)

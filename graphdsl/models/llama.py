@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from graphdsl.ir import Value
-from graphdsl.layer import KVCache, Layer, Model, Param
+from graphdsl.layer import KVCache, Layer, Param
+from graphdsl.models.decoder import Decoder, names_in_layers
 from graphdsl.ops import (
     attention,
-    cast,
-    embedding,
     linear,
     merge_heads,
     rms_norm,
@@ -18,7 +17,6 @@ from graphdsl.ops import (
     rope_angles,
     silu,
     split_heads,
-    take_rows,
 )
 from graphdsl.ops.position import Scaling
 
@@ -30,9 +28,8 @@ if TYPE_CHECKING:
 class Config:
     """The sizes and constants of a Llama model.
 
-    `scaling` stretches the rotary frequencies (see rope_frequencies), `tied` uses the embedding
-    table as the head, `embeddings` makes the Model take embeddings instead of ids, and
-    `hidden_states` makes it return what goes into every layer and what comes out of the last.
+    `scaling` stretches the rotary frequencies (see rope_frequencies), `window` is the number of
+    tokens that a token sees (0: all, Mistral 7B: 4096); for the last three see DecoderConfig.
     """
 
     vocab: int = 32000
@@ -45,6 +42,7 @@ class Config:
     eps: float = 1e-5
     theta: float = 10000.0
     scaling: Scaling = ()
+    window: int = 0
     tied: bool = False
     embeddings: bool = False
     hidden_states: bool = False
@@ -80,7 +78,7 @@ class LlamaLayer(Layer):
         k = split_heads(linear(h, self.wk), c.kv_heads)
         v = split_heads(linear(h, self.wv), c.kv_heads)
         kv = self.kv.append(rope(k, cos, sin), v, positions)
-        attended = attention(rope(q, cos, sin), kv.k, kv.v, positions)
+        attended = attention(rope(q, cos, sin), kv.k, kv.v, positions, window=c.window)
         x = x + linear(merge_heads(attended), self.wo)
 
         h = rms_norm(x, self.ffn_norm, eps=c.eps)
@@ -88,42 +86,24 @@ class LlamaLayer(Layer):
         return y
 
 
-class Llama(Model):
-    """Token ids to the logits, in f32, of the tokens that `rows` names.
-
-    ids[batch, tokens]:i32 (x[batch, tokens, hidden] when config.embeddings), positions[batch,
-    tokens]:i32 (-1: padding), rows[batch, outputs]:i32 -> logits[batch, outputs, vocab]:f32, and
-    when config.hidden_states hidden0 ... hiddenN, each [batch, tokens, hidden].
-    """
+class Llama(Decoder):
+    """The layers, an RMS norm and a head: see Decoder."""
 
     def __init__(self, config: Config = LLAMA_7B) -> None:
-        c = self.config = config
-        self.signature = _signature(c)
-        self.embed = Param(c.vocab, c.hidden)
-        self.layers = [LlamaLayer(c) for _ in range(c.layers)]
-        self.norm = Param(c.hidden)
-        self.head = self.embed if c.tied else Param(c.vocab, c.hidden)
+        super().__init__(config)
+        self.layers = [LlamaLayer(config) for _ in range(config.layers)]
+        self.norm = Param(config.hidden)
+        self.head = self.new_head()
 
-    def forward(self, ids: Value, positions: Value, rows: Value) -> Value | tuple[Value, ...]:
+    def shared(self, positions: Value) -> tuple[Value, Value]:
         c = self.config
-        cos, sin = rope_angles(positions, rotary_dim=c.head_dim, theta=c.theta, scaling=c.scaling)
-        x = ids if c.embeddings else embedding(ids, self.embed)
-        hidden = [x]
-        for layer in self.layers:
-            x = layer(x, positions, cos, sin)
-            hidden.append(x)
-        h = rms_norm(take_rows(x, rows), self.norm, eps=c.eps)
-        logits: Value = cast(linear(h, self.head), dtype="f32")
-        return (logits, *hidden) if c.hidden_states else logits
+        angles: tuple[Value, Value] = rope_angles(positions, rotary_dim=c.head_dim, theta=c.theta,
+                                                  scaling=c.scaling)
+        return angles
 
-
-def _signature(c: Config) -> str:
-    first = "x[batch, tokens, hidden]" if c.embeddings else "ids[batch, tokens]:i32"
-    results = ["logits[batch, outputs, vocab]:f32"]
-    if c.hidden_states:
-        results += [f"hidden{i}[batch, tokens, hidden]" for i in range(c.layers + 1)]
-    return (f"{first}, positions[batch, tokens]:i32, rows[batch, outputs]:i32"
-            f" -> {', '.join(results)}")
+    def last_norm(self, x: Value) -> Value:
+        y: Value = rms_norm(x, self.norm, eps=self.config.eps)
+        return y
 
 
 LAYER_NAMES = {
@@ -145,17 +125,14 @@ def weight_names(config: Config) -> dict[str, str]:
     names = {"embed": "model.embed_tokens.weight", "norm": "model.norm.weight"}
     if not config.tied:
         names["head"] = "lm_head.weight"
-    for i in range(config.layers):
-        names |= {f"layers.{i}.{ours}": f"model.layers.{i}.{theirs}"
-                  for ours, theirs in LAYER_NAMES.items()}
-    return names
+    return names | names_in_layers(config.layers, "model.layers", LAYER_NAMES)
 
 
 def config_from(settings: LlamaSettings) -> Config:
     """The config of a model on disk, from the settings that its file was read to."""
     s = settings
     return Config(s.vocab, s.hidden, s.layers, s.heads, s.kv_heads, s.head_dim, s.ffn, s.eps,
-                  s.theta, _scaling(s.rope_scaling), s.tied)
+                  s.theta, _scaling(s.rope_scaling), tied=s.tied)
 
 
 def _scaling(scaling: RopeScaling | None) -> Scaling:

@@ -42,7 +42,7 @@ from graphdsl.ops.position import rope, rope_angles
 from graphdsl.ops.search import argmax, topk
 from graphdsl.ops.shape import concat, expand, gather, reshape, slice, split, take_rows, transpose
 
-TOKENS = Dim("tokens", 1, 1 << 12)
+TOKENS = Dim("tokens")
 
 
 @dataclass

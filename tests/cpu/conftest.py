@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from bundle import excess
 
 from graphdsl.builder import BuildOptions, build_graph
 from graphdsl.ir import Graph
-from graphdsl.passes.samples import Samples, reference_outputs, samples
-from graphdsl.reference import TOLERANCE, error_of, run
+from graphdsl.passes.samples import samples
+from graphdsl.reference import TOLERANCE
 from graphdsl.runtime.operator import Operator
-from graphdsl.runtime.ports import physical
 
 Compare = Callable[..., Operator]
 
@@ -23,20 +23,6 @@ Compare = Callable[..., Operator]
 def options(tmp_path_factory: pytest.TempPathFactory) -> BuildOptions:
     cache = tmp_path_factory.mktemp("cache")
     return BuildOptions(cache=cache, environment=dict(os.environ))
-
-
-def excess(operator: Operator, graph: Graph, given: Samples) -> list[float]:
-    """How much further every output (new state included) is from the exact result than the
-    reference, which rounds after every kernel, is itself."""
-    exact = reference_outputs(graph, given)
-    rounded = run(graph, given.inputs, given.params, given.state)
-    state = {v.name: physical(given.state[v.name], port)
-             for v, port in zip(graph.state, operator.manifest["state"], strict=True)}
-    found = operator.run(list(given.inputs.values()), operator.pack_weights(given.params),
-                         list(state.values()))
-    logical = [physical(state[p["name"]], p, back=True) for p in operator.manifest["state"]]
-    return [error_of(ours, best) - error_of(theirs, best)
-            for ours, theirs, best in zip([*found, *logical], rounded, exact, strict=True)]
 
 
 @pytest.fixture(scope="session")

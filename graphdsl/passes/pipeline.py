@@ -19,6 +19,7 @@ from graphdsl.passes.loops import FuseLoops
 from graphdsl.passes.memory import CheckMemory
 from graphdsl.passes.prologues import FusePrologues
 from graphdsl.passes.roll import Roll
+from graphdsl.passes.rotate import Rotate
 from graphdsl.passes.verify import Expected, problem_of
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 PIPELINE: tuple[Pass, ...] = (
     Roll(),           # while Layers are nodes: later their borders are gone
+    Rotate(),         # norms are still Operations, and expand fuses what meets here
     Expand(),         # rules need Operations, one meaning each; kernels come after all of them
     CleanUp(),        # expansion leaves equal subexpressions, reshapes of reshapes, casts
     Hoist(),          # kernels only: the work of a turn is visible

@@ -18,12 +18,13 @@ from graphdsl.backend import Capability, Check, Target
 from graphdsl.errors import ToolError
 from graphdsl.expr import Poly, c_name, product
 from graphdsl.ir import FLOATS, Node, Value
-from graphdsl.plan import Body, Call, Leaf, Plan
+from graphdsl.plan import Body, Call, Leaf, Plan, RepeatCall
 from graphdsl.views import Ref
 
-from .calls import Prologue, has_single_row_stride, matmul_scratch, view_of
+from .calls import Prologue, has_single_row_stride, matmul_scratch, note, view_of
 from .features import Level, best_level, cpu_features
 from .loops import CTYPES, EXPRESSIONS, REDUCTIONS, loop_scratch
+from .sharing import Site, shared
 
 HERE = Path(__file__).parent
 
@@ -131,6 +132,8 @@ class CPU:
     def render(self, plan: Plan, manifest: str) -> dict[str, str]:
         """The sources of a library: one generated file, and the headers that it includes."""
         name = plan.graph.name
+        functions, calls = shared([_sites(body) for body in plan.bodies])
+        bodies = [_body_view(*each) for each in zip(plan.bodies, calls, strict=True)]
         steps = {d.name: i for i, p in enumerate(plan.ports) for d in plan.step_dims
                  if d.source == p.name}
         text = _templates().get_template("library.cpp.j2").render(
@@ -138,7 +141,7 @@ class CPU:
             plan_dims=[c_name(d.name) for d in plan.dims],
             step_dims=[{"name": c_name(d.name), "hi": d.hi, "index": steps[d.name]}
                        for d in plan.step_dims],
-            buffers=plan.buffers, bodies=[_body_view(b) for b in plan.bodies],
+            buffers=plan.buffers, bodies=bodies, functions=functions,
             weights=[_weight_view(p.value, p.packed) for p in plan.ports if p.kind == "param"],
             manifest=[json.dumps(line) for line in manifest.splitlines(keepends=True)],
             pointers=len(plan.ports))
@@ -195,16 +198,30 @@ def _strides_matter(value: Value, ref: Ref) -> bool:
     return not (ref.unit_columns if len(value.shape) == 4 else ref.is_dense)
 
 
-def _body_view(body: Body) -> dict[str, Any]:
+def call_text(call: Call | RepeatCall) -> str:
+    """The generated code of one call."""
+    view = view_of(call)
+    return _templates().get_template(view["template"]).render(call=view)
+
+
+def _sites(body: Body) -> list[Site]:
+    """The calls of a body with their generated code."""
+    ctypes = {leaf.base: CTYPES[leaf.value.dtype] for leaf in body.leaves}
+    ctypes |= {f"b{b['number']}": b["ctype"] for b in _buffers(body)}
+    return [Site(note(call), isinstance(call, Call) and call.barrier,
+                 call.op if isinstance(call, Call) else "repeat", call_text(call), ctypes)
+            for call in body.calls]
+
+
+def _body_view(body: Body, calls: Sequence[Site]) -> dict[str, Any]:
     return {"name": body.name, "leaves": [_leaf_view(leaf) for leaf in body.leaves],
-            "buffers": [{"number": n, "ctype": "char" if _is_scratch(body, n) else CTYPES[dtype]}
-                        for n, dtype in sorted(body.buffers.items())],
-            "calls": [view_of(call) for call in body.calls]}
+            "buffers": _buffers(body), "calls": calls}
 
 
-def _is_scratch(body: Body, number: int) -> bool:
-    return any(isinstance(c, Call) and c.scratch and c.scratch.buffer == number
-               for c in body.calls)
+def _buffers(body: Body) -> list[dict[str, Any]]:
+    scratch = {c.scratch.buffer for c in body.calls if isinstance(c, Call) and c.scratch}
+    return [{"number": n, "ctype": "char" if n in scratch else CTYPES[dtype]}
+            for n, dtype in sorted(body.buffers.items())]
 
 
 def _leaf_view(leaf: Leaf) -> dict[str, Any]:

@@ -37,8 +37,7 @@ def view_of(call: Call | RepeatCall) -> View:
     """What the library template needs for one call."""
     if isinstance(call, RepeatCall):
         return repeat_view(call)
-    common: View = {"note": note(call), "barrier": call.barrier,
-                    "scratch": address(call.scratch) if call.scratch else "nullptr"}
+    common: View = {"scratch": address(call.scratch) if call.scratch else "nullptr"}
     if call.op == "loop":
         return common | loop_view(call)
     if call.op == "matmul_prologue":
@@ -168,10 +167,9 @@ def repeat_view(call: RepeatCall) -> View:
                for i, f, (odd, even) in zip(call.initial, call.final, call.hold, strict=True)]
     inputs, states, params = len(body.inputs), len(body.state), len(body.params)
     fixed = ["nullptr"] * len(carried) + [address(r) for r in call.invariant]
-    return {"template": "repeat.cpp.j2", "note": note(call), "barrier": False,
-            "turns": call.turns, "body": call.body, "carried": carried, "fixed": fixed,
-            "state": call.state, "params": call.params, "states": states,
-            "params_a_turn": params, "first_state": inputs,
+    return {"template": "repeat.cpp.j2", "turns": call.turns, "body": call.body,
+            "carried": carried, "fixed": fixed, "state": call.state, "params": call.params,
+            "states": states, "params_a_turn": params, "first_state": inputs,
             "first_result": inputs + states + params,
             "table": inputs + states + params + len(carried)}
 

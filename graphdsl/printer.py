@@ -10,8 +10,8 @@ SHOWN_BODIES = ("loop", "matmul_epilogue", "matmul_prologue", "repeat")
 """Bodies that are part of a node's meaning; an Operation's body is documented by its name."""
 
 
-class _Names:
-    """%x for a named value, %0 for the others, in order of appearance."""
+class Names:
+    """%x for a named value, %0 for the others, in the order in which they are asked for."""
 
     def __init__(self) -> None:
         self.names: dict[Value, str] = {}
@@ -31,7 +31,7 @@ class _Names:
 
 def text(graph: Graph, *, locations: bool = True) -> str:
     """One line a node: `%2 = add(%0, %1) : f32[batch, 8]  # layer.py:12 attn <- Rule`."""
-    names = _Names()
+    names = Names()
     leaves = [f"  {kind or 'input'} {names(v)} : {v.type}"
               for kind, values in (("input", graph.inputs), ("state", graph.state),
                                    ("param", graph.params)) for v in values]
@@ -40,7 +40,7 @@ def text(graph: Graph, *, locations: bool = True) -> str:
     return "\n".join([f"graph {graph.name}:", *leaves, *body, f"  return {returned}"])
 
 
-def _lines(graph: Graph, names: _Names, indent: str, locations: bool) -> Iterator[str]:
+def _lines(graph: Graph, names: Names, indent: str, locations: bool) -> Iterator[str]:
     for node in graph.nodes:
         yield indent + node_text(node, names, locations)
         if node.body and node.name in SHOWN_BODIES:
@@ -50,26 +50,35 @@ def _lines(graph: Graph, names: _Names, indent: str, locations: bool) -> Iterato
             yield f"{indent}    return {', '.join(map(names, node.body.outputs))}"
 
 
-def node_text(node: Node, names: _Names | None = None, locations: bool = True) -> str:
+def node_text(node: Node, names: Names | None = None, locations: bool = True) -> str:
     """The line of one node."""
-    names = names or _Names()
+    names = names or Names()
     operands = [*_shortened([names(v) for v in node.inputs], 8),
-                *(f"{k}={_attribute(v)}" for k, v in node.attrs)]
+                *(f"{k}={attribute_text(v)}" for k, v in node.attrs)]
     outputs = ", ".join(_shortened([names(v) for v in node.outputs], 4))
-    types = ", ".join(_shortened([str(t) for t in node.out_types], 4))
-    line = f"{outputs} = {node.name}({', '.join(operands)}) : {types}"
+    line = f"{outputs} = {node.name}({', '.join(operands)}) : {types_text(node)}"
     if locations:
-        origin = f" <- {'+'.join(node.origin)}" if node.origin else ""
-        scope = f" {node.scope}" if node.scope else ""
-        line += f"  # {node.loc}{scope}{origin}"
+        line += f"  # {note_text(node)}"
     return line
 
 
-def _attribute(value: object) -> str:
-    """Sizes by their name, also inside of tuples."""
+def types_text(node: Node) -> str:
+    """The types of what a node makes."""
+    return ", ".join(_shortened([str(t) for t in node.out_types], 4))
+
+
+def note_text(node: Node) -> str:
+    """`layer.py:12 attn <- Rule`: the user's line, the scope and the rules that made the node."""
+    origin = f" <- {'+'.join(node.origin)}" if node.origin else ""
+    scope = f" {node.scope}" if node.scope else ""
+    return f"{node.loc}{scope}{origin}"
+
+
+def attribute_text(value: object) -> str:
+    """An attribute as text: sizes by their name, also inside of tuples."""
     if not isinstance(value, tuple):
         return str(value)
-    return f"({', '.join(map(_attribute, value))}{',' if len(value) == 1 else ''})"
+    return f"({', '.join(map(attribute_text, value))}{',' if len(value) == 1 else ''})"
 
 
 def _shortened(items: list[str], most: int) -> list[str]:

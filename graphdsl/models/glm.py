@@ -23,9 +23,8 @@ from graphdsl.ops.position import Scaling
 
 @dataclass(frozen=True)
 class Config:
-    """Sizes and constants. Rope turns the first `rotary_dim` channels of a head, pair by pair; with
-    `sandwich`, what attention and feed-forward add is normalised too, as in GLM-4-0414. The last
-    three are those of every Decoder."""
+    """Rope turns the first `rotary_dim` channels of a head, pair by pair; with `sandwich`, what
+    attention and feed-forward add is normalised too, as in GLM-4-0414."""
 
     vocab: int = 151552
     hidden: int = 4096
@@ -51,8 +50,8 @@ GLM4_9B = Config()
 class GlmLayer(Layer):
     """One decoder layer; the rotary angles, the same for all layers, are given."""
 
-    signature = ("x[batch, tokens, hidden], positions[batch, tokens]:i32, cos[batch, tokens, r]:f32,"
-                 " sin[batch, tokens, r]:f32 -> y[batch, tokens, hidden]")
+    signature = ("x[batch, tokens, hidden], positions[batch, tokens]:i32, cos[batch, tokens, r]"
+                 ":f32, sin[batch, tokens, r]:f32 -> y[batch, tokens, hidden]")
 
     def __init__(self, config: Config = GLM4_9B) -> None:
         c = self.config = config
@@ -115,7 +114,7 @@ SANDWICH = {"attn_out_norm": "post_self_attn_layernorm.weight",
 
 def weight_names(config: Config) -> dict[str, str]:
     """The Hugging Face name of every param of Glm(config)."""
-    names = {"embed": "model.embed_tokens.weight", "norm": "model.norm.weight"}
-    names |= {} if config.tied else {"head": "lm_head.weight"}
-    inner = LAYER_NAMES | (BIASES if config.qkv_bias else {}) | (SANDWICH if config.sandwich else {})
+    c, names = config, {"embed": "model.embed_tokens.weight", "norm": "model.norm.weight"}
+    names |= {} if c.tied else {"head": "lm_head.weight"}
+    inner = LAYER_NAMES | (BIASES if c.qkv_bias else {}) | (SANDWICH if c.sandwich else {})
     return names | names_in_layers(config.layers, "model.layers", inner)

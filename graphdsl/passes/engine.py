@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from graphdsl import ops
 from graphdsl.errors import GraphError
 from graphdsl.ir import Graph, Node, Value
 from graphdsl.op import Op
@@ -17,6 +18,10 @@ from graphdsl.passes.rules import Candidate, Rule
 PER_NODE = 8
 """Far more rewrites than rules need that come to an end."""
 
+OPENED = frozenset(f"{name}()" for name in ops.__all__)
+"""The scopes of what the Operations of the library consist of. Nothing is made of that: it has just
+been opened, for the backend does not take it whole."""
+
 
 @dataclass
 class _Engine:
@@ -24,17 +29,18 @@ class _Engine:
 
     overlay: Overlay
     rules: Sequence[Rule]
+    present: set[Op]
+    by_op: dict[Op, list[Rule]] = field(default_factory=dict)
+    depth: int = 0
     fired: list[Fired] = field(default_factory=list)
     missed: dict[tuple[Node, str], Missed] = field(default_factory=dict)
     work: deque[Node] = field(default_factory=deque)
     queued: set[Node] = field(default_factory=set)
 
     def run(self) -> None:
-        by_op: dict[Op, list[Rule]] = {}
-        for rule in self.rules:
-            for op in rule.roots:
-                by_op.setdefault(op, []).append(rule)
-        self.push(n for n in self.overlay.graph.nodes if n.op in by_op)
+        """Rewrites until no rule fires."""
+        self.enable()
+        self.push(n for n in self.overlay.graph.nodes if n.op in self.by_op)
         most = PER_NODE * (len(self.overlay.graph.nodes) + PER_NODE)
         while self.work:
             if len(self.fired) > most:
@@ -42,9 +48,22 @@ class _Engine:
                                   f"{len(self.fired)} rewrites and no end")
             node = self.work.popleft()
             self.queued.discard(node)
-            for rule in by_op.get(node.op, ()):
-                if node not in self.overlay.dead and self.fires(rule, node):
+            opened = node.scope.rpartition(".")[2] in OPENED
+            for rule in self.by_op.get(node.op, ()):
+                if (not (opened and rule.is_upward) and node not in self.overlay.dead
+                        and self.fires(rule, node)):
                     break
+
+    def enable(self) -> None:
+        """Takes up the rules whose ops are all there. An op that comes with a rewrite brings its
+        rules with it: what they match holds a new node, so it is near the rewrite."""
+        ready = [r for r in self.rules if self.present.intersection(r.roots)
+                 and self.present.issuperset(r.needs)]
+        self.depth = max((r.depth for r in ready), default=0)
+        self.by_op = {}
+        for rule in ready:
+            for op in rule.roots:
+                self.by_op.setdefault(op, []).append(rule)
 
     def push(self, nodes: Iterable[Node]) -> None:
         for node in nodes:
@@ -64,7 +83,7 @@ class _Engine:
         self.overlay.replace(found.values, new, found.nodes)
         self.fired.append(Fired(rule.name, node.loc, node.scope))
         self.missed.pop((node, rule.name), None)
-        self.push(self.near([*new, *touched], max(r.depth for r in self.rules)))
+        self.push(self.near([*new, *touched], self.depth))
         return True
 
     def made(self, rule: Rule, node: Node, found: Candidate) -> tuple[Value, ...]:
@@ -82,6 +101,9 @@ class _Engine:
                               len(found.nodes) + 1)
         fresh = self.overlay.fresh(values)
         self.check_not_reopened(fresh, found)
+        if not self.present.issuperset(n.op for n in fresh):
+            self.present.update(n.op for n in fresh)
+            self.enable()
         origin = tuple(dict.fromkeys([*(o for n in found.nodes for o in n.origin), rule.name]))
         return stamped(fresh, values, like=node, scope=_common([n.scope for n in found.nodes]),
                        origin=origin)
@@ -133,10 +155,9 @@ def apply_rules(graph: Graph, rules: Sequence[Rule],
     Raises CheckFailed for rules that never come to an end.
     """
     present = {node.op for node in graph.nodes}
-    rules = [r for r in rules if present.intersection(r.roots) and present.issuperset(r.needs)]
-    if not rules:
+    if not any(present.intersection(r.roots) and present.issuperset(r.needs) for r in rules):
         return graph, (), ()
-    engine = _Engine(Overlay(graph), rules)
+    engine = _Engine(Overlay(graph), rules, present)
     engine.run()
     missed = [m for (node, _), m in engine.missed.items() if node not in engine.overlay.dead]
     return engine.overlay.freeze(), tuple(engine.fired), tuple(missed)

@@ -44,6 +44,11 @@ class Rule(Protocol):
     def needs(self) -> frozenset[Op]:
         """Ops without which there is nothing to find, and nothing to say about it."""
 
+    @property
+    def is_upward(self) -> bool:
+        """Whether it makes more of what a user wrote, so that the inside of an opened Operation of
+        the library is none of its business."""
+
     def find(self, overlay: Overlay, node: Node) -> Candidate:
         """Raises NoMatch, with the reason, where the rule cannot fire at `node`."""
 
@@ -107,6 +112,8 @@ class FusionRule:
     @staticmethod
     def after(*operands: Any, **attrs: Any) -> Any:
         raise NotImplementedError
+
+    is_upward: ClassVar[bool] = True
 
     def when(self, m: Match) -> None:
         """What else has to hold; refuses by m.require(condition, reason, at=value)."""
@@ -173,6 +180,7 @@ class GroupRule:
     shapes: ClassVar[str] = ""
     attributes: ClassVar[Mapping[str, Sequence[Any]]] = {}
     params: ClassVar[tuple[str, ...]] = ()
+    is_upward: ClassVar[bool] = False
 
     @property
     def depth(self) -> int:

@@ -41,7 +41,7 @@ def run(args: argparse.Namespace, session: Session) -> int:
         prompts = [encode_prompt(tokenizer, text, args.raw) for text in texts]
     else:
         prompts = [list(args.prompt_ids)]
-    sampling = Sampling(**_choices(args), eos=model.checkpoint.config.eos)
+    sampling = Sampling(**_choices(args), eos=model.checkpoint.settings.eos)
     session.progress.begin("build")
     _ = model.operator  # built before the clock of the first step runs
     session.progress.clear()
@@ -88,7 +88,7 @@ def _open(args: argparse.Namespace, session: Session) -> LanguageModel:
     options = session.options(args, args.dtype or DTYPE)
     model = open_model(_name(args.model), options)
     session.progress.done("model", f"{model.checkpoint.path.name}, "
-                                   f"{model.checkpoint.config.layers} layers, {options.dtype}")
+                                   f"{model.checkpoint.settings.layers} layers, {options.dtype}")
     return model
 
 

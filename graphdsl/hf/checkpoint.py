@@ -9,9 +9,9 @@ from typing import Protocol
 
 from graphdsl.errors import GraphError
 from graphdsl.hf.config import read_config
+from graphdsl.hf.family import Settings
 from graphdsl.hf.gguf_weights import open_gguf
 from graphdsl.hf.safetensors_weights import PICKLES, open_safetensors, refuse_pickle
-from graphdsl.hf.settings import LlamaSettings
 from graphdsl.lazy import torch
 
 
@@ -31,8 +31,7 @@ class Checkpoint:
     """
 
     path: Path
-    architecture: str
-    config: LlamaSettings
+    settings: Settings
     shapes: Mapping[str, tuple[int, ...]]
     source: WeightSource
 
@@ -41,14 +40,27 @@ class Checkpoint:
         return tuple(self.shapes)
 
     def tensor(self, name: str) -> torch.Tensor:
-        """The weight of this name: [out, in] for a linear, [vocab, hidden] for the embedding and
-        the head, [hidden] for a norm. f32, bf16 or f16 from safetensors; f32 from GGUF.
+        """The weight of this name, as it lies on disk: mostly [out, in] for a linear, [vocab,
+        hidden] for the embedding and the head, [hidden] for a norm. f32, bf16 or f16 from
+        safetensors; f32 from GGUF.
 
         Nothing is kept: asking twice reads twice. Raises GraphError for a name the model has not.
         """
         if name not in self.shapes:
             raise GraphError(f"{self.path}: the model has no weight {name!r}")
         return self.source.read(name)
+
+    def param(self, name: str) -> torch.Tensor:
+        """The value of the Model's param of this name; one that is stacked from several weights is
+        filled from one weight at a time."""
+        names = self.settings.family.names[name]
+        if isinstance(names, str):
+            return self.tensor(names)
+        first = self.tensor(names[0])
+        stacked = first.new_empty((len(names), *first.shape))
+        for index, part in enumerate(names):
+            stacked[index] = self.tensor(part)
+        return stacked
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -67,7 +79,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         raise GraphError(f"{path}: one file of weights; wanted: the folder with its config.json")
     weights = open_gguf(path)
     shapes = _checked(path, weights.settings, weights.shapes())
-    return Checkpoint(path, "llama", weights.settings, shapes, weights)
+    return Checkpoint(path, weights.settings, shapes, weights)
 
 
 def _open_folder(folder: Path) -> Checkpoint:
@@ -79,14 +91,14 @@ def _open_folder(folder: Path) -> Checkpoint:
     weights = open_safetensors(folder)
     shapes = _checked(folder, settings, weights.shapes())
     weights.check_dtypes(shapes)
-    return Checkpoint(folder, "llama", settings, shapes, weights)
+    return Checkpoint(folder, settings, shapes, weights)
 
 
 def _checked(
-    path: Path, settings: LlamaSettings, found: Mapping[str, tuple[int, ...]]
+    path: Path, settings: Settings, found: Mapping[str, tuple[int, ...]]
 ) -> dict[str, tuple[int, ...]]:
     """The weights that the model is made of; what else lies in the file does not matter."""
-    wanted = settings.weight_shapes()
+    wanted = settings.family.weight_shapes()
     missing = [name for name in wanted if name not in found]
     if missing:
         others = f" and {len(missing) - 1} others" if len(missing) > 1 else ""

@@ -12,9 +12,12 @@ import numpy as np
 
 from graphdsl.errors import GraphError
 from graphdsl.hf.extras import need
+from graphdsl.hf.family import Settings, family_of, settings_of
 from graphdsl.hf.gguf_header import GgufHeader, TensorAt, read_floats, read_header
-from graphdsl.hf.settings import LlamaSettings, RopeScaling
+from graphdsl.hf.rope import factors_scaling, linear_scaling
 from graphdsl.lazy import torch
+from graphdsl.models.llama import Config, Llama, weight_names
+from graphdsl.ops.position import Scaling
 
 ROPE_FACTORS = "rope_freqs.weight"
 WHOLE = {
@@ -52,12 +55,12 @@ class GgufWeights:
     """Reads single weights; quantised ones are dequantised. Nothing is kept in memory."""
 
     header: GgufHeader
-    settings: LlamaSettings
+    settings: Settings
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of each weight in the file that the model knows, by Hugging Face name."""
         stored = self.header.tensors
-        wanted = self.settings.weight_shapes()
+        wanted = self.settings.family.weight_shapes()
         return {n: stored[gguf_name(n)].shape for n in wanted if gguf_name(n) in stored}
 
     def read(self, name: str) -> torch.Tensor:
@@ -65,10 +68,11 @@ class GgufWeights:
         half-split rotary embedding wants."""
         tensor = self.header.tensors[gguf_name(name)]
         weight = torch.from_numpy(_dequantise(self.header.path, tensor))
+        config: Config = self.settings.family.config
         if name.endswith("self_attn.q_proj.weight"):
-            return _half_split_rows(weight, self.settings.heads)
+            return _half_split_rows(weight, config.heads)
         if name.endswith("self_attn.k_proj.weight"):
-            return _half_split_rows(weight, self.settings.kv_heads)
+            return _half_split_rows(weight, config.kv_heads)
         return weight
 
 
@@ -81,15 +85,21 @@ def open_gguf(path: Path) -> GgufWeights:
     for tensor in header.tensors.values():
         _check_tensor(path, tensor, size, readable)
     settings = _settings(header)
-    settings.check(str(path))
     _refuse_unsupported(header)
     return GgufWeights(header, settings)
 
 
-def _settings(header: GgufHeader) -> LlamaSettings:
+def _settings(header: GgufHeader) -> Settings:
     architecture = header.text("general.architecture")
     if architecture != "llama":
         raise GraphError(f"{header.path}: architecture is {architecture!r}; supported: llama")
+    max_positions = header.integer("llama.context_length")
+    family = family_of(header.path, Llama, _config(header), weight_names, max_positions)
+    eos = tuple(dict.fromkeys((*_ids(header, "eos"), *_ids(header, "eot"))))
+    return settings_of(str(header.path), family, next(_ids(header, "bos"), None), eos, "f32")
+
+
+def _config(header: GgufHeader) -> Config:
     hidden = header.integer("llama.embedding_length")
     heads = header.integer("llama.attention.head_count")
     rotary = header.integer("llama.rope.dimension_count", hidden // max(heads, 1))
@@ -99,7 +109,7 @@ def _settings(header: GgufHeader) -> LlamaSettings:
             f"{header.path}: rope turns {rotary} of {head_dim} elements of a head, or keys and"
             " values differ in length; supported: heads of one length, turned whole"
         )
-    return LlamaSettings(
+    return Config(
         vocab=_vocab(header),
         hidden=hidden,
         layers=header.integer("llama.block_count"),
@@ -109,12 +119,8 @@ def _settings(header: GgufHeader) -> LlamaSettings:
         ffn=header.integer("llama.feed_forward_length"),
         eps=header.number("llama.attention.layer_norm_rms_epsilon"),
         theta=header.number("llama.rope.freq_base", 10000.0),
-        rope_scaling=_rope_scaling(header),
+        scaling=_scaling(header, head_dim),
         tied="output.weight" not in header.tensors,
-        max_positions=header.integer("llama.context_length"),
-        bos=next(_ids(header, "bos"), None),
-        eos=tuple(dict.fromkeys((*_ids(header, "eos"), *_ids(header, "eot")))),
-        dtype="f32",
     )
 
 
@@ -132,14 +138,14 @@ def _vocab(header: GgufHeader) -> int:
     return embedding.shape[0]
 
 
-def _rope_scaling(header: GgufHeader) -> RopeScaling | None:
+def _scaling(header: GgufHeader, head_dim: int) -> Scaling:
     if ROPE_FACTORS in header.tensors:
-        return RopeScaling("factors", factors=read_floats(header, ROPE_FACTORS))
+        return factors_scaling(str(header.path), read_floats(header, ROPE_FACTORS), head_dim)
     kind = header.text("llama.rope.scaling.type", "none")
     if kind == "none":
-        return None
+        return ()
     if kind == "linear":
-        return RopeScaling("linear", factor=header.number("llama.rope.scaling.factor"))
+        return linear_scaling(str(header.path), header.number("llama.rope.scaling.factor"))
     raise GraphError(f"{header.path}: rope scaling of type {kind!r}; supported: none, linear")
 
 

@@ -17,7 +17,6 @@ from graphdsl.hf.sampling import Sampling
 from graphdsl.hf.tokenizer import load_tokenizer
 from graphdsl.layer import trace
 from graphdsl.lazy import torch
-from graphdsl.models.llama import Config, Llama, config_from, weight_names
 from graphdsl.runtime.operator import Operator, State
 
 
@@ -25,12 +24,12 @@ class CheckpointWeights(Mapping[str, "torch.Tensor"]):
     """A checkpoint as a state dict with the names of our params; weights are read when asked for,
     so that only one is in memory twice."""
 
-    def __init__(self, checkpoint: Checkpoint, names: Mapping[str, str]) -> None:
+    def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
-        self._names = names
+        self._names = checkpoint.settings.family.names
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        return self._checkpoint.tensor(self._names[name])
+        return self._checkpoint.param(name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -57,29 +56,30 @@ class OperatorSession:
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """What `graphdsl.load_model` gives: logits and text from one native call a step."""
+    """What `graphdsl.load_model` gives: logits and text from one native call a step. `config` is
+    that of the model's family."""
 
     checkpoint: Checkpoint
-    config: Config
+    config: Any
     options: BuildOptions
 
     @property
     def vocab(self) -> int:
-        return self.config.vocab
+        return self.checkpoint.settings.vocab
 
     @property
     def max_positions(self) -> int:
-        return self.checkpoint.config.max_positions
+        return self.checkpoint.settings.max_positions
 
     @cached_property
     def operator(self) -> Operator:
         """The step from token ids to logits, with the weights bound."""
         return self._built(self.config)
 
-    def _built(self, config: Config) -> Operator:
-        graph = trace(Llama(config), self.options.dtype)
+    def _built(self, config: Any) -> Operator:
+        graph = trace(self.checkpoint.settings.family.model(config), self.options.dtype)
         operator = Operator(build_graph(graph, self.options).path)
-        return operator.bind(CheckpointWeights(self.checkpoint, weight_names(config)))
+        return operator.bind(CheckpointWeights(self.checkpoint))
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -135,7 +135,7 @@ class LanguageModel:
                  sampling: Sampling | None = None, seed: int | None = None) -> Completion:
         """New ids for every prompt; greedy unless `sampling` says otherwise, and ended by the
         model's own end-of-text ids."""
-        chosen = sampling or Sampling(max_new_tokens, greedy=True, eos=self.checkpoint.config.eos)
+        chosen = sampling or Sampling(max_new_tokens, greedy=True, eos=self.checkpoint.settings.eos)
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         tokenizer = self.tokenizer if chosen.stop_strings else None
         steps = generate(self, ids, chosen, generator=generator, tokenizer=tokenizer)
@@ -149,5 +149,5 @@ def open_model(name: str | Path, options: BuildOptions,
     Raises GraphError for what is not one, ToolError when fetching or compiling fails.
     """
     checkpoint = open_checkpoint(resolve_model(str(name), options.cache))
-    notice(f"{checkpoint.path.name}: {checkpoint.config.layers} layers")
-    return LanguageModel(checkpoint, config_from(checkpoint.config), options)
+    notice(f"{checkpoint.path.name}: {checkpoint.settings.layers} layers")
+    return LanguageModel(checkpoint, checkpoint.settings.family.config, options)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from graphdsl.errors import GraphError
-from graphdsl.hf.config import read_json
 from graphdsl.hf.extras import need
+from graphdsl.hf.fields import read_json
 from graphdsl.lazy import torch
 
 SINGLE = "model.safetensors"

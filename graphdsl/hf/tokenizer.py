@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from graphdsl.errors import GraphError
-from graphdsl.hf.config import read_json
 from graphdsl.hf.extras import need, tokenizer_errors
+from graphdsl.hf.fields import read_json
 from graphdsl.hf.gguf_header import read_header
 
 

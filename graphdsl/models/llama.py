@@ -3,25 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from graphdsl.ir import Value
 from graphdsl.layer import KVCache, Layer, Param
 from graphdsl.models.decoder import Decoder, names_in_layers
-from graphdsl.ops import (
-    attention,
-    linear,
-    merge_heads,
-    rms_norm,
-    rope,
-    rope_angles,
-    silu,
-    split_heads,
-)
+from graphdsl.ops import attention, linear, rms_norm, rope, rope_angles, silu
 from graphdsl.ops.position import Scaling
-
-if TYPE_CHECKING:
-    from graphdsl.hf.settings import LlamaSettings, RopeScaling
+from graphdsl.ops.shape import merge_heads, split_heads
 
 
 @dataclass(frozen=True)
@@ -126,23 +114,3 @@ def weight_names(config: Config) -> dict[str, str]:
     if not config.tied:
         names["head"] = "lm_head.weight"
     return names | names_in_layers(config.layers, "model.layers", LAYER_NAMES)
-
-
-def config_from(settings: LlamaSettings) -> Config:
-    """The config of a model on disk, from the settings that its file was read to."""
-    s = settings
-    return Config(s.vocab, s.hidden, s.layers, s.heads, s.kv_heads, s.head_dim, s.ffn, s.eps,
-                  s.theta, _scaling(s.rope_scaling), tied=s.tied)
-
-
-def _scaling(scaling: RopeScaling | None) -> Scaling:
-    if scaling is None:
-        return ()
-    if scaling.kind == "factors":
-        return (("factors", scaling.factors), ("rope_type", "factors"))
-    if scaling.kind == "linear":
-        return (("factor", scaling.factor), ("rope_type", "linear"))
-    return (("factor", scaling.factor), ("high_freq_factor", scaling.high_freq_factor),
-            ("low_freq_factor", scaling.low_freq_factor),
-            ("original_max_position_embeddings", scaling.original_max_positions),
-            ("rope_type", scaling.kind))

@@ -14,7 +14,7 @@ from transformers import LlamaForCausalLM
 
 from graphdsl.errors import GraphError
 from graphdsl.hf.checkpoint import Checkpoint, open_checkpoint
-from graphdsl.hf.settings import RopeScaling
+from graphdsl.ops.position import rope_frequencies
 
 
 def assert_same_weights(found: Checkpoint, model: LlamaForCausalLM) -> None:
@@ -37,14 +37,15 @@ def test_round_trip(tmp_path: Path, tied: bool) -> None:
     model = tiny_model(tie_word_embeddings=tied)
     model.save_pretrained(tmp_path)
     found = open_checkpoint(tmp_path)
-    assert found.architecture == "llama"
-    assert found.config.tied == tied
+    config = found.settings.family.config
+    assert config.tied == tied
     assert_same_weights(found, model)
-    config = found.config
     assert (config.vocab, config.hidden, config.layers, config.ffn) == (99, 64, 2, 96)
     assert (config.heads, config.kv_heads, config.head_dim) == (4, 2, 16)
-    assert (config.eps, config.theta, config.rope_scaling) == (1e-6, 10000.0, None)
-    assert (config.max_positions, config.bos, config.eos, config.dtype) == (64, 1, (2,), "f32")
+    assert (config.eps, config.theta, config.scaling, config.window) == (1e-6, 10000.0, (), 0)
+    settings = found.settings
+    assert (settings.vocab, settings.layers, settings.max_positions) == (99, 2, 64)
+    assert (settings.bos, settings.eos, settings.dtype) == (1, (2,), "f32")
 
 
 def test_sharded_bf16(tmp_path: Path) -> None:
@@ -52,7 +53,7 @@ def test_sharded_bf16(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path, max_shard_size="20KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 2
     found = open_checkpoint(tmp_path)
-    assert found.config.dtype == "bf16"
+    assert found.settings.dtype == "bf16"
     assert found.tensor("model.norm.weight").dtype == torch.bfloat16
     assert_same_weights(found, model)
 
@@ -79,13 +80,15 @@ def test_rope_in_both_spellings(tmp_path: Path, old: bool, kind: str) -> None:
             dtype=None,
             torch_dtype="float16",
         )
-    config = open_checkpoint(tmp_path).config
+    settings = open_checkpoint(tmp_path).settings
+    assert settings.dtype == ("f16" if old else "f32")
+    config = settings.family.config
     assert config.theta == 5e4
-    assert config.dtype == ("f16" if old else "f32")
-    assert (config.rope_scaling.kind if config.rope_scaling else "default") == kind
-    if kind == "llama3":
-        assert config.rope_scaling == RopeScaling("llama3", 8.0, 1.0, 4.0, 32)
-    assert torch.equal(config.inverse_frequencies(), model.model.rotary_emb.inv_freq)
+    scaling = {k: v for k, v in parameters.items() if k != "rope_theta"}
+    assert dict(config.scaling) == ({} if kind == "default" else scaling)
+    frequencies = rope_frequencies.function(
+        rotary_dim=config.head_dim, theta=config.theta, scaling=config.scaling)
+    assert torch.equal(frequencies, model.model.rotary_emb.inv_freq)
 
 
 def test_what_an_old_file_leaves_out(folder: Path) -> None:
@@ -101,16 +104,17 @@ def test_what_an_old_file_leaves_out(folder: Path) -> None:
     with pytest.raises(GraphError, match=r"k_proj.weight' has shape \[32, 64\]; wanted: \[64, 64"):
         open_checkpoint(folder)
     edit_json(folder / "config.json", num_key_value_heads=2)
-    config = open_checkpoint(folder).config
-    assert (config.head_dim, config.kv_heads, config.eos) == (16, 2, (2,))
+    settings = open_checkpoint(folder).settings
+    config = settings.family.config
+    assert (config.head_dim, config.kv_heads, settings.eos) == (16, 2, (2,))
     assert config.theta == 10000.0
 
 
 def test_generation_config_has_the_last_word_on_eos(folder: Path) -> None:
     edit_json(folder / "generation_config.json", eos_token_id=[5, 6])
-    assert open_checkpoint(folder).config.eos == (5, 6)
+    assert open_checkpoint(folder).settings.eos == (5, 6)
     edit_json(folder / "generation_config.json", eos_token_id=None)
-    assert open_checkpoint(folder).config.eos == (2,)
+    assert open_checkpoint(folder).settings.eos == (2,)
 
 
 def test_weights_that_the_model_does_not_know_do_not_matter(folder: Path) -> None:

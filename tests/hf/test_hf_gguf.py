@@ -18,6 +18,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from graphdsl.errors import GraphError
 from graphdsl.hf.checkpoint import open_checkpoint
 from graphdsl.hf.gguf_header import ArrayAt, read_header
+from graphdsl.ops.position import rope_frequencies
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -25,12 +26,12 @@ def test_round_trip(tmp_path: Path, tied: bool) -> None:
     model = tiny_model(tie_word_embeddings=tied)
     write_gguf(tmp_path / "m.gguf", model)
     found = open_checkpoint(tmp_path / "m.gguf")
-    config = found.config
+    settings, config = found.settings, found.settings.family.config
     assert config.tied == tied
     assert (config.vocab, config.hidden, config.layers, config.ffn) == (99, 64, 2, 96)
     assert (config.heads, config.kv_heads, config.head_dim) == (4, 2, 16)
-    assert (config.theta, config.rope_scaling, config.max_positions) == (10000.0, None, 64)
-    assert (config.bos, config.eos, config.dtype) == (1, (2,), "f32")
+    assert (config.theta, config.scaling, settings.max_positions) == (10000.0, (), 64)
+    assert (settings.bos, settings.eos, settings.dtype) == (1, (2,), "f32")
     assert config.eps == pytest.approx(1e-6)
     wanted = model.state_dict()
     assert set(found.names()) == set(wanted) - ({"lm_head.weight"} if tied else set())
@@ -71,10 +72,10 @@ def test_llama3_scaling_is_kept_as_factors(tmp_path: Path) -> None:
     factors = (plain / scaled).numpy()
     write_gguf(tmp_path / "m.gguf", tiny_model(), extra=[("rope_freqs.weight", factors)])
     found = open_checkpoint(tmp_path / "m.gguf")
-    scaling = found.config.rope_scaling
-    assert scaling is not None
-    assert scaling.kind == "factors"
-    torch.testing.assert_close(found.config.inverse_frequencies(), scaled, rtol=1e-6, atol=0)
+    read = found.settings.family.config
+    assert dict(read.scaling).keys() == {"rope_type", "factors"}
+    frequencies = rope_frequencies.function(rotary_dim=16, theta=read.theta, scaling=read.scaling)
+    torch.testing.assert_close(frequencies, scaled, rtol=1e-6, atol=0)
 
 
 def test_linear_scaling_and_second_end_of_text(tmp_path: Path) -> None:
@@ -85,10 +86,10 @@ def test_linear_scaling_and_second_end_of_text(tmp_path: Path) -> None:
         ("tokenizer.ggml.eot_token_id", 7),
     ]
     write_gguf(tmp_path / "m.gguf", tiny_model(), fields=fields)
-    config = open_checkpoint(tmp_path / "m.gguf").config
-    assert config.rope_scaling is not None
-    assert (config.rope_scaling.kind, config.rope_scaling.factor) == ("linear", 4.0)
-    assert (config.theta, config.eos) == (5e4, (2, 7))
+    settings = open_checkpoint(tmp_path / "m.gguf").settings
+    config = settings.family.config
+    assert config.scaling == (("factor", 4.0), ("rope_type", "linear"))
+    assert (config.theta, settings.eos) == (5e4, (2, 7))
 
 
 @pytest.mark.parametrize(

@@ -142,7 +142,7 @@ def test_a_tokenizer_in_a_gguf_file_is_converted_once(tokenizer: Any, gguf: Path
         assert encode_prompt(found, MIXED) == encode_prompt(tokenizer, MIXED)
         assert streamed(found, encode_prompt(found, MIXED, raw=True))[0] == MIXED
         assert (found.bos_token_id, found.eos_token_id) == (1, 2)
-    assert open_checkpoint(moved).config.vocab == len(cached)
+    assert open_checkpoint(moved).settings.vocab == len(cached)
 
 
 def test_a_damaged_entry_of_the_cache_is_made_again(tokenizer: Any, gguf: Path) -> None:

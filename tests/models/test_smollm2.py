@@ -50,11 +50,12 @@ def model() -> LanguageModel:
 
 def theirs(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> Any:
     """transformers' model with the weights of the checkpoint."""
-    c = checkpoint.config
+    settings = checkpoint.settings
+    c = settings.family.config
     made = transformers.LlamaForCausalLM(transformers.LlamaConfig(
         vocab_size=c.vocab, hidden_size=c.hidden, num_hidden_layers=c.layers,
         num_attention_heads=c.heads, num_key_value_heads=c.kv_heads, head_dim=c.head_dim,
-        intermediate_size=c.ffn, rms_norm_eps=c.eps, max_position_embeddings=c.max_positions,
+        intermediate_size=c.ffn, rms_norm_eps=c.eps, max_position_embeddings=settings.max_positions,
         rope_parameters={"rope_type": "default", "rope_theta": c.theta},
         tie_word_embeddings=c.tied))
     weights = {name: checkpoint.tensor(name) for name in checkpoint.names()}

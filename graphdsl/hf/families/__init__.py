@@ -1,0 +1,16 @@
+"""The families of models that are read from Hugging Face folders, by the model_type that
+config.json names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from graphdsl.hf.families import llama
+from graphdsl.hf.family import Family
+from graphdsl.hf.fields import Fields
+
+READERS: Mapping[str, Callable[[Fields], Family]] = {
+    "llama": llama.read,
+}
+"""How config.json is read to a Family. A reader raises GraphError, naming the file, what was found
+and what is supported, for whatever would change the maths and is not supported."""

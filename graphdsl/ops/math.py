@@ -7,6 +7,7 @@ values beside them.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -283,6 +284,17 @@ def as_dtype(x: Value, dtype: str) -> Value:
         return x
     result: Value = cast(x, dtype=dtype)
     return result
+
+
+def rounded(number: float, dtype: str) -> float:
+    """The number of this floating dtype that is nearest, of two the even one. A number beside a
+    value is not rounded to its dtype, as in torch; where a model rounds it, this does."""
+    if dtype == "bf16":
+        (bits,) = struct.unpack("<I", struct.pack("<f", number))
+        bits += 0x7fff + (bits >> 16 & 1)
+        return float(struct.unpack("<f", struct.pack("<I", bits & 0xffff0000))[0])
+    code = {"f16": "<e", "f32": "<f", "f64": "<d"}[dtype]
+    return float(struct.unpack(code, struct.pack(code, number))[0])
 
 
 @operation("x[*b, n] -> y[*b, 1]")

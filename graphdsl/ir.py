@@ -243,7 +243,7 @@ class Value:
         return _op("math", "greater_equal")(self, other)
 
     def __matmul__(self, other: Value) -> Value:
-        return _op("linear", "matmul")(self, other)
+        return _op("linear", "product")(self, other)
 
     def __getitem__(self, index: Any) -> Value:
         return _op("shape", "index")(self, index)

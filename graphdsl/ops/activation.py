@@ -58,3 +58,10 @@ def geglu(gate: Value, up: Value) -> Value:
     """gelu(gate) * up. Source: Shazeer, GLU Variants Improve Transformer, arXiv 2002.05202."""
     y: Value = gelu(gate) * up
     return y
+
+
+@operation("gate[*b], up[*b] -> y[*b]")
+def geglu_tanh(gate: Value, up: Value) -> Value:
+    """gelu_tanh(gate) * up. Source: Shazeer, GLU Variants Improve Transformer, arXiv 2002.05202."""
+    y: Value = gelu_tanh(gate) * up
+    return y

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from graphdsl.errors import GraphError
 from graphdsl.ir import Value
 from graphdsl.lazy import torch
-from graphdsl.op import kernel, operation
+from graphdsl.op import kernel, operation, user_loc
+from graphdsl.ops.shape import transpose
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,3 +57,16 @@ def linear(x: Value, w: Value, bias: Value | None = None) -> Value:
     """y = x @ w.T + bias; the product is rounded before the bias is added."""
     y: Value = matmul_nt(x, w)
     return y if bias is None else y + bias
+
+
+def product(a: Value, b: Value) -> Value:
+    """a @ b: a matrix for every index of the leading axes of both, or x[*b, k] @ w[k, n], as a
+    weight that is [in, out] is used. Raises GraphError for other shapes; nothing is broadcast."""
+    if not isinstance(b, Value) or len(b.shape) != 2 or len(a.shape) in (0, 2):
+        matrices: Value = matmul(a, b)
+        return matrices
+    if a.shape[-1] != b.shape[0]:
+        raise GraphError(f"x @ w: x is {a.type} and w is {b.type}: {a.shape[-1]} and {b.shape[0]} "
+                         "differ", user_loc(), "x[*b, k] @ w[k, n]; linear takes a weight [n, k]")
+    rows: Value = matmul_nt(a, transpose(b, order=(1, 0)))
+    return rows

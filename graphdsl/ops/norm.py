@@ -46,6 +46,14 @@ def add_rms_norm(x: Value, r: Value, weight: Value, *, eps: float) -> tuple[Valu
     return rms_norm(total, weight, eps=eps), total
 
 
+@operation("x[*b, d], r[*b, d], weight[d], bias?[d] -> y[*b, d], total[*b, d]")
+def add_layer_norm(x: Value, r: Value, weight: Value, bias: Value | None = None, *,
+                   eps: float) -> tuple[Value, Value]:
+    """layer_norm(x + r) and the sum itself, which is the residual of the next add."""
+    total = x + r
+    return layer_norm(total, weight, bias, eps=eps), total
+
+
 @operation("x[*b, d] -> y[*b, d]")
 def softmax(x: Value) -> Value:
     """e^x over the sum of e^x in every row, in f32, rounded to x's dtype. A row of -inf alone

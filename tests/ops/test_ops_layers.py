@@ -47,6 +47,13 @@ def test_matmul(dtype: torch.dtype, generator: torch.Generator) -> None:
     close(apply(lambda x, y: x @ y, x, y), (x.float() @ y.float()).to(dtype))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_matmul_by_a_weight_of_two_axes(dtype: torch.dtype, generator: torch.Generator) -> None:
+    k, n = draw(generator, 1, 9), draw(generator, 1, 9)
+    x, w = normal(generator, *leading(generator), k, dtype=dtype), normal(generator, k, n)
+    close(apply(lambda x, w: x @ w, x, w.to(dtype)), (x.float() @ w.to(dtype).float()).to(dtype))
+
+
 def test_embedding(generator: torch.Generator) -> None:
     ids = torch.randint(0, 11, leading(generator), generator=generator, dtype=torch.int32)
     table = normal(generator, 11, 6)
@@ -91,6 +98,11 @@ def test_layer_norm(dtype: torch.dtype, generator: torch.Generator) -> None:
     close(apply(ops.layer_norm, x, weight, eps=1e-5), F.layer_norm(x, (d,), weight, None, 1e-5))
     close(apply(ops.layer_norm, x, weight, bias, eps=1e-5),
           F.layer_norm(x, (d,), weight, bias, 1e-5))
+    r = normal(generator, *x.shape, dtype=dtype)
+    for given in ((), (bias,)):
+        normed, total = apply(ops.add_layer_norm, x, r, weight, *given, eps=1e-5)
+        close(normed, F.layer_norm(x + r, (d,), weight, *given or (None,), 1e-5))
+        assert torch.equal(total, x + r)
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -111,6 +123,7 @@ def test_gated_activations(dtype: torch.dtype, generator: torch.Generator) -> No
     up = normal(generator, 3, 17, dtype=dtype)
     close(apply(ops.swiglu, gate, up), F.silu(gate) * up)
     close(apply(ops.geglu, gate, up), F.gelu(gate) * up)
+    close(apply(ops.geglu_tanh, gate, up), F.gelu(gate, approximate="tanh") * up)
 
 
 def test_activations_far_from_zero_are_finite() -> None:
@@ -148,6 +161,7 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: ops.linear(X, W, V), r"bias is f32\[8\]: n is 8, but it has to be 4"),
     (lambda: ops.linear(X), r"operand w is missing(.|\n)*linear\(x, w, bias=None\)"),
     (lambda: X @ W, "b is"),
+    (lambda: Value(TensorType((2, 3, 7), "f32")) @ W, "x @ w: x is .*: 7 and 4 differ"),
     (lambda: ops.embedding(X, W), r"ids is f32\[batch, 8\], wanted i32"),
     (lambda: ops.rms_norm(X, V), r"attribute eps is missing(.|\n)*rms_norm\(x, weight, \*, eps\)"),
     (lambda: ops.rms_norm(X, HALF, eps=1e-5), r"weight is bf16\[8\], wanted f32"),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,12 +28,35 @@ def random_params(source: Source) -> dict[str, Tensor]:
             for v in source.graph.params}
 
 
-@pytest.mark.parametrize("kv_heads", ["6", "2"])
-@pytest.mark.parametrize("which", [0, 1], ids=["plain torch", "transformers"])
-def test_the_peers_of_llama_layer_agree(kv_heads: str, which: int) -> None:
-    source = load_source(EXAMPLES / "llama_layer.py", {**SMALL, "kv_heads": kv_heads})
-    params, peer = random_params(source), source.peer()[which]
-    shape = (2, 16, int(kv_heads), 16)
+@dataclass(frozen=True)
+class Peer:
+    """One of the peers of an example, and sizes to compare it at."""
+
+    file: str
+    which: int
+    settings: dict[str, str]
+
+    def module(self, source: Source) -> Any:
+        offered = source.peer()
+        return offered[self.which] if isinstance(offered, tuple) else offered
+
+    def __str__(self) -> str:
+        sizes = "-".join(self.settings.values())
+        return f"{self.file}-{'transformers' if self.which else 'torch'}-{sizes}"
+
+
+GPT2 = {"hidden": "48", "heads": "6", "ffn": "40"}
+PEERS = [*(Peer("llama_layer.py", which, {**SMALL, "kv_heads": kv_heads})
+           for which in (0, 1) for kv_heads in ("6", "2")),
+         *(Peer("gpt2_layer.py", which, GPT2) for which in (0, 1)),
+         *(Peer("chatglm2_layer.py", 0, {**SMALL, "head_dim": dim}) for dim in ("8", "16"))]
+
+
+@pytest.mark.parametrize("case", PEERS, ids=str)
+def test_the_peers_of_layers_agree(case: Peer) -> None:
+    source = load_source(EXAMPLES / case.file, case.settings)
+    params, peer = random_params(source), case.module(source)
+    shape = (2, 16, *(n for n in source.graph.state[0].shape[2:] if isinstance(n, int)))
     state = {"kv.k": torch.zeros(shape), "kv.v": torch.zeros(shape)}
     peer.load(params)
     peer.reset(2, 16, torch.float32)
@@ -44,7 +69,7 @@ def test_the_peers_of_llama_layer_agree(kv_heads: str, which: int) -> None:
         assert error_of(peer(x, positions), y) < 1e-5
         state = dict(zip(state, new, strict=True))
         past += tokens
-        if which == 0:
+        if case.which == 0:
             kept = peer.keys[:, :, :past].transpose(1, 2)
             assert error_of(kept, state["kv.k"][:, :past]) < 1e-5
 

@@ -176,9 +176,9 @@ def test_smollm2(smollm2: Path, cache: Path) -> None:
         ids = encode_prompt(found, text, raw=True)
         assert streamed(found, ids)[0] == text
     opened = open_checkpoint(smollm2)
-    config = opened.config
+    config = opened.settings.family.config
     assert (config.layers, config.heads, config.kv_heads, config.tied) == (30, 9, 3, True)
-    assert config.eos == (found.eos_token_id,)
+    assert opened.settings.eos == (found.eos_token_id,)
     assert opened.tensor("model.layers.29.self_attn.k_proj.weight").shape == (192, 576)
 
 

@@ -169,11 +169,12 @@ GD_INLINE F keep(F v, Tail t, float fill) { return valid(t) ? v : splat(fill); }
 GD_INLINE I keep(I v, Full, int32_t) { return v; }
 GD_INLINE I keep(I v, Tail t, int32_t fill) { return valid(t) ? v : splat_i(fill); }
 
-// body(i, Full{}) for whole vectors, then body(i, Tail{r}) for what is left.
+// body(i, Full{}) for whole vectors, then body(i, Tail{r}) for what is left. The mask changes
+// nothing: it tells the compiler that a tail is shorter than a vector.
 template <class Body> GD_INLINE void for_lanes(i64 n, Body body) {
   i64 i = 0;
   for (; i + W <= n; i += W) body(i, Full{});
-  if (i < n) body(i, Tail{int(n - i)});
+  if (i < n) body(i, Tail{int((n - i) & (W - 1))});
 }
 
 }  // namespace gd

@@ -33,6 +33,9 @@ FLAGS = ("-std=c++17", "-O3", "-fopenmp", "-fPIC", "-shared", "-fno-math-errno",
          "-Wno-maybe-uninitialized")
 """g++ 12 finds its own AVX-512 intrinsics uninitialised."""
 
+TAKEN = frozenset({"rope_append", "norm_rope_append"})
+"""Operations with a kernel of their own."""
+
 
 @cache
 def _templates() -> jinja2.Environment:
@@ -49,7 +52,7 @@ class CPU:
 
     @property
     def target(self) -> Target:
-        return Target("cpu", takes=frozenset({"rope_append"}), kv_order="bnsd",
+        return Target("cpu", takes=TAKEN, kv_order="bnsd",
                       fuses_prologues=True)
 
     @property
@@ -74,7 +77,7 @@ class CPU:
                            Check("CPU", True, f"{level.name} path")), level.features)
 
     def supports(self, node: Node) -> str:
-        if node.body is not None and node.name != "rope_append":
+        if node.body is not None and node.name not in TAKEN:
             return next((why for n in node.body.nodes if (why := self.supports(n))), "")
         dtypes = [v.dtype for v in (*node.inputs, *node.outputs)]
         unknown = [d for d in dtypes if d not in CTYPES]
@@ -106,7 +109,7 @@ class CPU:
             leaf = node.body.leaves[index]
             return any(self.needs_copy(n, i, ref) for n in node.body.nodes
                        for i, v in enumerate(n.inputs) if v is leaf)
-        if node.name in ("attention", "kv_append", "rope_append"):
+        if node.name in ("attention", "kv_append", *TAKEN):
             return _strides_matter(node.inputs[index], ref)
         if node.name in ("matmul_nt", "matmul_epilogue", "expert_linear"):
             return not (ref.unit_columns and has_single_row_stride(ref))

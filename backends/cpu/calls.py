@@ -280,8 +280,9 @@ def _kv_append(call: Call, scratch: str) -> list[str]:
             f"{dim});"]
 
 
-def _rope_append(call: Call, scratch: str) -> list[str]:
-    q, k, v, cos, sin, positions, k_cache, v_cache = call.inputs
+def _rope_members(call: Call) -> str:
+    """The members of a RopeAppend."""
+    q, k, v, cos, sin, positions, k_cache, v_cache = call.inputs[:8]
     batch, tokens, heads, dim = q.shape
     views = [_view4(ref) for ref in (q, k, v)]
     angles = f"Angles{{{address(cos)}, {address(sin)}, {_array(cos.strides[:2])}}}"
@@ -290,7 +291,18 @@ def _rope_append(call: Call, scratch: str) -> list[str]:
              Poly.of(cos.shape[-1]) * 2]
     members = [*views, angles, address(positions), positions.strides[0], *written, *sizes,
                str(bool(call.node.attr["interleaved"])).lower()]
-    return [f"rope_append(team, RopeAppend<{CTYPES[q.dtype]}>{_array(members)});"]
+    return f"RopeAppend<{CTYPES[q.dtype]}>{_array(members)}"
+
+
+def _rope_append(call: Call, scratch: str) -> list[str]:
+    return [f"rope_append(team, {_rope_members(call)});"]
+
+
+def _norm_rope_append(call: Call, scratch: str) -> list[str]:
+    weights = call.inputs[8:]
+    kinds = f"{CTYPES[call.inputs[0].dtype]}, {CTYPES[weights[0].dtype]}"
+    members = [_rope_members(call), *map(address, weights), f"{float(call.node.attr['eps'])!r}f"]
+    return [f"norm_rope_append(team, NormRopeAppend<{kinds}>{_array(members)});"]
 
 
 def _take_rows(call: Call, scratch: str) -> list[str]:
@@ -328,6 +340,6 @@ def _topk(call: Call, scratch: str) -> list[str]:
 KERNELS: dict[str, Callable[[Call, str], list[str]]] = {
     "copy": _copy, "embedding": _embedding, "matmul": _batched, "matmul_nt": _batched,
     "expert_linear": _expert_linear, "attention": _attention, "kv_append": _kv_append,
-    "rope_append": _rope_append, "take_rows": _take_rows, "gather": _gather, "argmax": _argmax,
-    "topk": _topk,
+    "rope_append": _rope_append, "norm_rope_append": _norm_rope_append, "take_rows": _take_rows,
+    "gather": _gather, "argmax": _argmax, "topk": _topk,
 }

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from graphdsl.ir import TensorType, Value
 from graphdsl.op import kernel, operation
+from graphdsl.ops.norm import rms_norm
 from graphdsl.ops.position import rope
 
 if TYPE_CHECKING:
@@ -38,3 +39,18 @@ def rope_append(q: Value, k: Value, v: Value, cos: Value, sin: Value, positions:
     new_k = kv_append(k_cache, rope(k, cos, sin, interleaved=interleaved), positions)
     new_v = kv_append(v_cache, v, positions)
     return rope(q, cos, sin, interleaved=interleaved), new_k, new_v
+
+
+@operation("q[b, t, h, d], k[b, t, g, d], v[b, t, g, e], cos[b, t, r]:f32, sin[b, t, r]:f32,"
+           " positions[b, t]:i32, k_cache[b, s, g, d], v_cache[b, s, g, e], q_weight[d]:W,"
+           " k_weight[d]:W -> y[b, t, h, d], new_k[b, s, g, d], new_v[b, s, g, e]",
+           aliases=((1, 6), (2, 7)))
+def norm_rope_append(q: Value, k: Value, v: Value, cos: Value, sin: Value, positions: Value,
+                     k_cache: Value, v_cache: Value, q_weight: Value, k_weight: Value, *,
+                     eps: float, interleaved: bool = False) -> tuple[Value, Value, Value]:
+    """rope_append of q and k whose heads are normed first, as Qwen3 and Gemma 3 have them.
+    Weights are of q's dtype, or f32. Raises GraphError for others."""
+    normed_q, normed_k = rms_norm(q, q_weight, eps=eps), rms_norm(k, k_weight, eps=eps)
+    y, new_k, new_v = rope_append(normed_q, normed_k, v, cos, sin, positions, k_cache, v_cache,
+                                  interleaved=interleaved)
+    return y, new_k, new_v

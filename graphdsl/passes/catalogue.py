@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from graphdsl.passes import activation, norm, position
+from graphdsl.passes import activation, norm, norm_rope, position
 from graphdsl.passes.linear import LINEARS, MergeLinears
 from graphdsl.passes.rules import Rule
 
@@ -15,6 +15,7 @@ FUSIONS: tuple[Rule, ...] = (
     *norm.RULES,        # a sum that feeds a norm is claimed before anything else takes it
     *activation.RULES,  # gated forms
     *position.RULES,    # rope and the KV appends
+    *norm_rope.RULES,   # grows out of what position has made
 )
 """The rules that are offered every level of Operations, in the order in which they are tried."""
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 SMALL = {"batch": 2, "tokens": 5, "slots": 11}
 """Sizes that are likely to show a mistake; other dims get sizes from 3 on."""
 
-POSITIONED = {"kv_append": 2, "rope_append": 5, "rope_angles": 0}
+POSITIONED = {"kv_append": 2, "rope_append": 5, "norm_rope_append": 5, "rope_angles": 0}
 """Ops with an operand that says where tokens stand."""
 
 INDEXED = {"embedding": (0, 1, 0), "gather": (1, 0, 0), "take_rows": (1, 0, 1),

@@ -205,6 +205,22 @@ def test_rope_append(interleaved: bool, generator: torch.Generator) -> None:
     assert torch.equal(ours[2], apply(ops.kv_append, caches[1], v, positions))
 
 
+def test_norm_rope_append(generator: torch.Generator) -> None:
+    """The norms first, then rope_append."""
+    q, k, v = normal(generator, 2, 3, 4, 8), normal(generator, 2, 3, 2, 8), \
+        normal(generator, 2, 3, 2, 12)
+    caches = normal(generator, 2, 6, 2, 8), normal(generator, 2, 6, 2, 12)
+    weights = normal(generator, 8), normal(generator, 8)
+    positions = torch.tensor([[2, 3, 4], [-1, 0, 1]], dtype=torch.int32)
+    cos, sin = angles(positions, 6)
+    ours = apply(ops.norm_rope_append, q, k, v, cos, sin, positions, *caches, *weights, eps=0.1)
+    normed = [x * (x * x).mean(-1, keepdim=True).add(0.1).rsqrt() * w
+              for x, w in zip((q, k), weights, strict=True)]
+    wanted = apply(ops.rope_append, *normed, v, cos, sin, positions, *caches)
+    for found, expected in zip(ours, wanted, strict=True):
+        torch.testing.assert_close(found, expected)
+
+
 B, T, S = Dim("batch"), Dim("tokens"), Dim("slots")
 Q = Value(TensorType((B, T, 4, 8), "f32"), name="q")
 K = Value(TensorType((B, S, 2, 8), "f32", Layout()), name="k", kind="state")

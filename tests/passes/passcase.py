@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from graphdsl.backend import Target
+from graphdsl.backends.cpu.backend import BACKEND
 from graphdsl.errors import GraphError, Loc
 from graphdsl.ir import Graph, TensorType, Value
 from graphdsl.passes.engine import apply_rules
@@ -21,8 +22,7 @@ from graphdsl.passes.verify import problem_of
 from graphdsl.reference import TOLERANCE, error_of
 from graphdsl.signature import Term, parse_terms
 
-CPU = Target("cpu", takes=frozenset({"rope_append"}), kv_order="bnsd",
-             fuses_prologues=True)
+CPU = BACKEND.target
 WHOLE = Target("whole", takes=frozenset({"rms_norm", "add_rms_norm", "swiglu", "linear", "rope",
                                          "rope_append"}), fuses_loops=False)
 PLAIN = Target("plain", fuses_loops=False)

@@ -125,6 +125,69 @@ template <class T> static void test_rope(int threads, i64 dim, i64 rotary, bool 
   equal(v_cache, want_v, "rope_append v", dim, rotary);
 }
 
+template <class T, class Weight>
+static void test_norm_rope(int threads, i64 dim, i64 rotary, bool interleaved) {
+  const i64 batch = 2, tokens = 3, heads = 4, kv_heads = 2, slots = 9, half = rotary / 2;
+  const i64 width = heads + 2 * kv_heads;  // q, k and v of a token lie side by side
+  const double eps = 0.01;
+  const auto qkv = random<T>(batch * tokens * width * dim, 3);
+  const auto q_weight = random<Weight>(dim), k_weight = random<Weight>(dim);
+  const auto cos = random<float>(batch * tokens * half), sin = random<float>(batch * tokens * half);
+  Buffer<int32_t> positions(batch * tokens);
+  for (i64 i = 0; i < positions.n; ++i) positions[i] = int32_t(i == 4 ? -1 : 1 + i % tokens);
+  auto q_out = filled<T>(batch * tokens * heads * dim, 9);
+  auto k_cache = filled<T>(batch * slots * kv_heads * dim, 9), v_cache = filled<T>(k_cache.n, 9);
+  const auto part = [&](i64 head) {
+    return gd::View4<const T>{qkv.get() + head * dim, {tokens * width * dim, width * dim, dim}};
+  };
+  const auto cache = [&](T* p) {
+    return gd::View4<T>{p, {slots * kv_heads * dim, dim, slots * dim}};
+  };
+  const gd::RopeAppend<T> rope = {
+      part(0), part(heads), part(heads + kv_heads), {cos.get(), sin.get(), {tokens * half, half}},
+      positions.get(), tokens, {q_out.get(), {tokens * heads * dim, heads * dim, dim}},
+      cache(k_cache.get()), cache(v_cache.get()), slots, batch, tokens, heads, kv_heads, dim, dim,
+      rotary, interleaved};
+  gd::run_team(threads, [&](const Team& team) {
+    gd::norm_rope_append(team, gd::NormRopeAppend<T, Weight>{rope, q_weight.get(), k_weight.get(),
+                                                             float(eps)});
+  });
+  const auto row = [&](i64 token, i64 head, const Buffer<Weight>& weight) {
+    std::vector<double> x, out;
+    double squares = 0;
+    for (i64 d = 0; d < dim; ++d) x.push_back(value(qkv[(token * width + head) * dim + d]));
+    for (double e : x) squares += e * e;
+    const double root = sqrt(squares / double(dim) + eps);
+    for (i64 d = 0; d < dim; ++d) x[size_t(d)] *= value(weight[d]) / root;
+    for (i64 d = 0; d < dim; ++d) {
+      const i64 pair = interleaved ? d / 2 : d % half;
+      const bool second = interleaved ? d % 2 : d >= half;
+      const double a = x[size_t(interleaved ? 2 * pair : pair)];
+      const double b = d < rotary ? x[size_t(interleaved ? 2 * pair + 1 : pair + half)] : 0;
+      const double c = d < rotary ? double(cos[token * half + pair]) : 0;
+      const double s = d < rotary ? double(sin[token * half + pair]) : 0;
+      out.push_back(d >= rotary ? x[size_t(d)] : second ? b * c + a * s : a * c - b * s);
+    }
+    return out;
+  };
+  std::vector<double> want_q, want_k(size_t(k_cache.n), 9.0), want_v(size_t(v_cache.n), 9.0);
+  for (i64 token = 0; token < batch * tokens; ++token) {
+    for (i64 h = 0; h < heads; ++h)
+      for (double e : row(token, h, q_weight)) want_q.push_back(e);
+    for (i64 g = 0; positions[token] >= 0 && g < kv_heads; ++g) {
+      const i64 at = ((token / tokens * kv_heads + g) * slots + positions[token]) * dim;
+      const auto k = row(token, heads + g, k_weight);
+      for (i64 d = 0; d < dim; ++d) {
+        want_k[size_t(at + d)] = k[size_t(d)];
+        want_v[size_t(at + d)] = value(qkv[(token * width + heads + kv_heads + g) * dim + d]);
+      }
+    }
+  }
+  close(q_out, want_q, tolerance<T>, "norm_rope_append q", dim, rotary);
+  close(k_cache, want_k, tolerance<T>, "norm_rope_append k", dim, rotary);
+  equal(v_cache, want_v, "norm_rope_append v", dim, rotary);
+}
+
 template <class T> static void test_selection(int threads, i64 n, i64 k) {
   const i64 rows = 5, stride = n + 3;
   auto x = random<T>(rows * stride);
@@ -196,6 +259,10 @@ int main() {
       test_rope<bf16>(threads, 64, 64, interleaved);
       test_rope<bf16>(threads, 20, 6, interleaved);
       test_rope<float>(threads, 7, 2, interleaved);
+      test_norm_rope<float, float>(threads, 24, 24, interleaved);
+      test_norm_rope<bf16, bf16>(threads, 64, 64, interleaved);
+      test_norm_rope<bf16, float>(threads, 20, 6, interleaved);
+      test_norm_rope<float, float>(threads, 7, 2, interleaved);
     }
     for (i64 n : {1, 2, 40, 333}) {
       test_selection<float>(threads, n, gd::least(n, 7));

@@ -272,3 +272,17 @@ def test_no_dims_at_all(compare: Any) -> None:
 
     graph: Graph = trace(Fixed())
     assert not compare(graph).manifest["dims"]
+
+
+def test_a_long_row_of_a_known_size(compare: Any) -> None:
+    """Two parts of a row, and a compiler that knows how long both are."""
+    class Long(Layer):
+        signature = "x[batch, tokens, 6848] -> y[batch, tokens, 3424]"
+        config = Config()
+
+        def forward(self, x: Value) -> Value:
+            gate, up = split(x, sizes=(3424, 3424))
+            y: Value = silu(gate) * up
+            return y
+
+    compare(trace(Long(), "bf16"), "bf16")

@@ -337,9 +337,16 @@ def _topk(call: Call, scratch: str) -> list[str]:
             f"{call.node.attr['k']}, {address(values)}, {address(indices)});"]
 
 
+def _arange(call: Call, scratch: str) -> list[str]:
+    out = call.outputs[0]
+    return ["{", f"  const Range mine = team.share({_text(out.shape[0])});",
+            "  for (i64 i = mine.begin; i < mine.end; ++i)",
+            f"    {address(out)}[i] = {CTYPES[out.dtype]}(i);", "}"]
+
+
 KERNELS: dict[str, Callable[[Call, str], list[str]]] = {
-    "copy": _copy, "embedding": _embedding, "matmul": _batched, "matmul_nt": _batched,
-    "expert_linear": _expert_linear, "attention": _attention, "kv_append": _kv_append,
-    "rope_append": _rope_append, "norm_rope_append": _norm_rope_append, "take_rows": _take_rows,
-    "gather": _gather, "argmax": _argmax, "topk": _topk,
+    "copy": _copy, "arange": _arange, "embedding": _embedding, "matmul": _batched,
+    "matmul_nt": _batched, "expert_linear": _expert_linear, "attention": _attention,
+    "kv_append": _kv_append, "rope_append": _rope_append, "norm_rope_append": _norm_rope_append,
+    "take_rows": _take_rows, "gather": _gather, "argmax": _argmax, "topk": _topk,
 }

@@ -51,10 +51,12 @@ from graphdsl.ops.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from graphdsl.ops.position import rope, rope_angles, rope_frequencies
 from graphdsl.ops.search import argmax, topk
 from graphdsl.ops.shape import (
+    arange,
     concat,
     expand,
     gather,
     merge_heads,
+    repeat_interleave,
     reshape,
     slice,
     split,
@@ -64,14 +66,13 @@ from graphdsl.ops.shape import (
 )
 
 __all__ = [
-    "abs", "add", "add_layer_norm", "add_rms_norm", "argmax", "attention", "cast", "concat", "cos",
-    "div", "embedding", "equal", "erf", "exp", "expand", "expert_linear", "floor", "gather",
-    "geglu", "geglu_tanh", "gelu", "gelu_tanh", "greater", "greater_equal", "kv_append",
+    "abs", "add", "add_layer_norm", "add_rms_norm", "arange", "argmax", "attention", "cast",
+    "concat", "cos", "div", "embedding", "equal", "erf", "exp", "expand", "expert_linear", "floor",
+    "gather", "geglu", "geglu_tanh", "gelu", "gelu_tanh", "greater", "greater_equal", "kv_append",
     "layer_norm", "less", "less_equal", "linear", "log", "logical_and", "logical_not", "logical_or",
     "matmul", "matmul_nt", "maximum", "mean", "merge_heads", "minimum", "mul", "neg",
-    "norm_rope_append", "pow",
-    "reduce_max", "reduce_min", "reduce_sum", "relu", "reshape", "rms_norm", "rope", "rope_angles",
-    "rope_append", "rope_frequencies", "rsqrt", "sigmoid", "silu", "sin", "slice", "softmax",
-    "split", "split_heads", "sqrt", "sub", "swiglu", "take_rows", "tanh", "topk", "transpose",
-    "where",
+    "norm_rope_append", "pow", "reduce_max", "reduce_min", "reduce_sum", "relu",
+    "repeat_interleave", "reshape", "rms_norm", "rope", "rope_angles", "rope_append",
+    "rope_frequencies", "rsqrt", "sigmoid", "silu", "sin", "slice", "softmax", "split",
+    "split_heads", "sqrt", "sub", "swiglu", "take_rows", "tanh", "topk", "transpose", "where",
 ]

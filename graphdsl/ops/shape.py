@@ -22,8 +22,8 @@ from graphdsl.ir import (
     terms,
     upper_bound,
 )
-from graphdsl.lazy import torch
-from graphdsl.op import kernel, user_loc
+from graphdsl.lazy import torch, torch_dtype
+from graphdsl.op import kernel, operation, user_loc
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -139,6 +139,19 @@ def _concatenated(types: Types, attrs: Attributes) -> tuple[TensorType, ...]:
     return (TensorType(_with(first.shape, axis, total), first.dtype),)
 
 
+def _counted(types: Types, attrs: Attributes) -> tuple[TensorType, ...]:
+    if attrs["dtype"] not in ("i32", "f32"):
+        raise GraphError(f"dtype is {attrs['dtype']!r}, wanted i32 or f32")
+    return (TensorType(_sizes((attrs["size"],), "size"), attrs["dtype"]),)
+
+
+@kernel(infer=_counted)
+def arange(*, size: int, dtype: str = "i32") -> Tensor:
+    """0, 1, 2, ... as [size], i32 or f32. A mask by position is arange(size=slots) <=
+    positions[..., None]."""
+    return torch.arange(size, dtype=torch_dtype(dtype))
+
+
 @kernel(infer=_reshaped, kind="view")
 def reshape(x: Tensor, *, shape: tuple[int, ...]) -> Tensor:
     """x, any dtype, with the same elements in row order as a tensor of this shape."""
@@ -173,6 +186,17 @@ def expand(x: Tensor, *, shape: tuple[int, ...]) -> Tensor:
 def concat(*xs: Tensor, axis: int) -> Tensor:
     """The operands, of one dtype, one after the other along `axis`; other sizes are equal."""
     return torch.cat(xs, axis)
+
+
+@operation
+def repeat_interleave(x: Value, *, n: int, axis: int) -> Value:
+    """x, any dtype, with every row along `axis` n times in a row: 0 0 1 1 2 2 for n = 2. Heads
+    that share a key are read like this: repeat_interleave(k, n=group, axis=2)."""
+    at = _axis(axis, x.shape)
+    lead, rest = x.shape[:at + 1], x.shape[at + 1:]
+    wide = expand(reshape(x, shape=(*lead, 1, *rest)), shape=(*lead, n, *rest))
+    y: Value = reshape(wide, shape=_with(x.shape, at, scaled(x.shape[at], n)))
+    return y
 
 
 @kernel("x[b, t, *d], rows[b, r]:i32 -> y[b, r, *d]")

@@ -12,6 +12,7 @@ import torch
 from graphdsl.ir import Graph, Value
 from graphdsl.layer import KVCache, Layer, Param, trace
 from graphdsl.ops import (
+    arange,
     argmax,
     attention,
     cast,
@@ -32,6 +33,7 @@ from graphdsl.ops import (
     reduce_max,
     reduce_min,
     reduce_sum,
+    repeat_interleave,
     reshape,
     rms_norm,
     silu,
@@ -134,6 +136,11 @@ CASES: dict[str, tuple[Callable[[Any, Value], Any], str]] = {
     "product of activations": (
         lambda p, x: matmul(heads(x), transpose(heads(x), order=(0, 1, 3, 2))),
         "y[batch, tokens, heads, heads]"),
+    "counted and repeated": (
+        lambda p, x: where(arange(size=x.shape[1])[None, :, None] <= arange(size=40),
+                           x, repeat_interleave(x[..., :20], n=2, axis=2) + cast(
+                               reshape(arange(size=40, dtype="f32"), shape=(1, 40)),
+                               dtype=x.dtype)), SAME),
     "best of a row": (lambda p, x: argmax(x), "y[batch, tokens]:i32"),
     "attention without a cache": (
         lambda p, x: attention(heads(x), heads(x), heads(x * 2.0)),

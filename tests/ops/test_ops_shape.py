@@ -82,6 +82,16 @@ def test_take_rows_and_gather(generator: torch.Generator) -> None:
     assert torch.equal(apply(ops.gather, table, index), table[index.long()])
 
 
+def test_counting_and_repeating(generator: torch.Generator) -> None:
+    assert torch.equal(apply(ops.arange, size=5), torch.arange(5, dtype=torch.int32))
+    assert torch.equal(apply(ops.arange, size=3, dtype="f32"), torch.arange(3.0))
+    b, t, g, d = (draw(generator, 1, 4) for _ in range(4))
+    x = normal(generator, b, t, g, d)
+    for axis in (0, 2, -1):
+        expected = x.repeat_interleave(3, axis)
+        assert torch.equal(apply(ops.repeat_interleave, x, n=3, axis=axis), expected)
+
+
 TOKENS = Dim("tokens")
 X = Value(TensorType((TOKENS, 8), "f32"), name="x")
 
@@ -103,6 +113,10 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: ops.expand(X, shape=(TOKENS, 16)), "cannot grow"),
     (lambda: ops.concat(X, X[..., :4], axis=0), "may differ in axis 0 alone"),
     (lambda: ops.concat(axis=0), "no operands given"),
+    (lambda: ops.repeat_interleave(X, n=2, axis=2), r"no axis 2 in \[tokens, 8\]"),
+    (lambda: ops.repeat_interleave(X, n=0, axis=1), "wanted sizes above 0"),
+    (lambda: ops.arange(size=0), r"size is \(0\), wanted sizes above 0"),
+    (lambda: ops.arange(size=4, dtype="bf16"), "wanted i32 or f32"),
     (lambda: ops.split_heads(X, 3), "3 heads in"),
     (lambda: ops.take_rows(X, X), r"take_rows: x is|rows is"),
     (lambda: ops.gather(X, X), r"index is f32\[tokens, 8\], wanted i32"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from graphdsl.errors import GraphError
-from graphdsl.hf.families import READERS
+from graphdsl.hf.families import HINTS, READERS
 from graphdsl.hf.family import Settings, settings_of
 from graphdsl.hf.fields import Fields, read_json
 
@@ -23,7 +23,8 @@ def read_config(folder: Path) -> Settings:
     kind = fields.text("model_type")
     if kind not in READERS:
         known = ", ".join(READERS)
-        raise GraphError(f"{fields.path}: model_type is {kind!r}; supported: {known}")
+        raise GraphError(f"{fields.path}: model_type is {kind!r}; supported: {known}",
+                         hint=HINTS.get(kind, ""))
     _refuse_quantised(fields)
     family = READERS[kind](fields)
     bos = fields.integer("bos_token_id") if fields.has("bos_token_id") else None

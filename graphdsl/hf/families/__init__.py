@@ -5,12 +5,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from graphdsl.hf.families import llama
+from graphdsl.hf.families import gemma, llama, mixtral
 from graphdsl.hf.family import Family
 from graphdsl.hf.fields import Fields
 
 READERS: Mapping[str, Callable[[Fields], Family]] = {
     "llama": llama.read,
+    "gemma3_text": gemma.read,
+    "mixtral": mixtral.read,
 }
 """How config.json is read to a Family. A reader raises GraphError, naming the file, what was found
 and what is supported, for whatever would change the maths and is not supported."""
+
+HINTS = {"bert": "it is an encoder, which writes no text: graphdsl.models.bert has its layers"}
+"""What is said of some other families."""

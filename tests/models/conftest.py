@@ -1,0 +1,20 @@
+"""What the tests of several families share."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from graphdsl.builder import BuildOptions
+
+
+@pytest.fixture(scope="session")
+def options(tmp_path_factory: pytest.TempPathFactory) -> BuildOptions:
+    return BuildOptions(cache=tmp_path_factory.mktemp("cache"), environment=dict(os.environ))
+
+
+@pytest.fixture
+def cpu_seeds(request: pytest.FixtureRequest) -> range:
+    """The configs of a family that are built: 2 of the 20, or more with --seeds."""
+    return range(min(20, max(1, request.config.getoption("--seeds"))))

@@ -1,0 +1,45 @@
+"""Llama and Mistral from random Hugging Face folders, against transformers."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from familycase import SEEDS, check_cpu, check_seed
+from transformers import LlamaConfig
+
+from graphdsl.builder import BuildOptions
+
+SCALINGS = ({"rope_type": "default"}, {"rope_type": "linear", "factor": 2.0},
+            {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
+             "high_freq_factor": 4.0, "original_max_position_embeddings": 32})
+
+
+def sizes(dice: random.Random) -> dict[str, Any]:
+    """Every kind of head sharing, head width, head tying and rope scaling comes up."""
+    kv_heads = dice.choice([1, 2, 3])
+    heads = kv_heads * dice.choice([1, 2, 3])
+    # transformers refuses a hidden size that is not a multiple of the heads.
+    return dict(
+        vocab_size=dice.randint(20, 70), hidden_size=heads * dice.randint(3, 9),
+        num_hidden_layers=dice.randint(1, 3), num_attention_heads=heads,
+        num_key_value_heads=kv_heads, head_dim=2 * dice.randint(2, 12),
+        intermediate_size=dice.randint(7, 60), rms_norm_eps=dice.choice([1e-5, 1e-2]),
+        rope_parameters={**dice.choice(SCALINGS), "rope_theta": dice.choice([1e4, 5e5])},
+        tie_word_embeddings=dice.random() < 0.5, max_position_embeddings=64)
+
+
+def llama(dice: random.Random) -> LlamaConfig:
+    return LlamaConfig(**sizes(dice))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_llama(seed: int, tmp_path: Path) -> None:
+    check_seed(llama, seed, tmp_path)
+
+
+@pytest.mark.fuzz
+def test_llama_cpu(cpu_seeds: range, tmp_path: Path, options: BuildOptions) -> None:
+    check_cpu(llama, cpu_seeds, tmp_path, options)

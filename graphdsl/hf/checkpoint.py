@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -89,7 +89,9 @@ def _open_folder(folder: Path) -> Checkpoint:
         raise GraphError(f"{folder}: not a model's folder: it has no config.json", hint=hint)
     settings = read_config(folder)
     weights = open_safetensors(folder)
-    shapes = _checked(folder, settings, weights.shapes())
+    found = weights.shapes()
+    settings = replace(settings, family=settings.family.fitting(found))
+    shapes = _checked(folder, settings, found)
     weights.check_dtypes(shapes)
     return Checkpoint(folder, settings, shapes, weights)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ class Family:
     `model` makes the Model of `config` (a frozen dataclass that has the fields of DecoderConfig).
     `names` has the name on disk of each of its params; several names are weights that are stacked
     along a new first axis. `max_positions` is how many tokens the model takes, `eos` what ends its
-    texts where its config does not say. Made by family_of.
+    texts where its config does not say, `prefix` what all names lack in files that were saved
+    without the head. Made by family_of.
     """
 
     model: Callable[[Any], Model]
@@ -30,6 +31,17 @@ class Family:
     names: Mapping[str, str | tuple[str, ...]]
     max_positions: int
     eos: tuple[int, ...] = ()
+    prefix: str = ""
+
+    def fitting(self, found: Iterable[str]) -> Family:
+        """This family with the names that a file has: without the prefix if no name has it."""
+        if not self.prefix or any(name.startswith(self.prefix) for name in found):
+            return self
+        bare: dict[str, str | tuple[str, ...]] = {}
+        for param, names in self.names.items():
+            bare[param] = (names.removeprefix(self.prefix) if isinstance(names, str)
+                           else tuple(name.removeprefix(self.prefix) for name in names))
+        return replace(self, names=bare)
 
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
         """Every weight of the model with its shape, by its name on disk, in the order of params. A
@@ -55,13 +67,13 @@ class Family:
 
 def family_of(file: str | Path, model: Callable[[Any], Model], config: Any,
               weight_names: Callable[[Any], Mapping[str, str | tuple[str, ...]]],
-              max_positions: int, eos: tuple[int, ...] = ()) -> Family:
+              max_positions: int, eos: tuple[int, ...] = (), prefix: str = "") -> Family:
     """The Family of a config that was read from `file`. Raises GraphError, naming the file, if its
     sizes and constants cannot belong to one model: before the names of its weights are made, of
     which a damaged file can ask for a billion."""
     check_sizes(str(file), config)
     want(max_positions >= 1, str(file), f"max_positions is {max_positions}", "at least 1")
-    return Family(model, config, weight_names(config), max_positions, eos)
+    return Family(model, config, weight_names(config), max_positions, eos, prefix)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from graphdsl.hf.families import gemma, llama, mixtral
+from graphdsl.hf.families import chatglm, gemma, glm, gpt2, llama, mixtral
 from graphdsl.hf.family import Family
 from graphdsl.hf.fields import Fields
 
@@ -13,6 +13,10 @@ READERS: Mapping[str, Callable[[Fields], Family]] = {
     "llama": llama.read,
     "gemma3_text": gemma.read,
     "mixtral": mixtral.read,
+    "gpt2": gpt2.read,
+    "glm": glm.read,
+    "glm4": glm.read_glm4,
+    "chatglm": chatglm.read,
 }
 """How config.json is read to a Family. A reader raises GraphError, naming the file, what was found
 and what is supported, for whatever would change the maths and is not supported."""

@@ -12,11 +12,17 @@ from graphdsl.passes.base import Fired, Missed, Result, in_bodies
 from graphdsl.passes.catalogue import FUSIONS, groups
 from graphdsl.passes.cleanup import common_subexpressions, nearly_equal
 from graphdsl.passes.engine import apply_rules
+from graphdsl.passes.identities import simplified
 from graphdsl.passes.rewrite import inline
 from graphdsl.passes.rules import Rule
 
 if TYPE_CHECKING:
     from graphdsl.backend import Target
+
+
+def _tidy(graph: Graph) -> Graph:
+    """What rules look at: one value for equal ones, one spelling for what has several."""
+    return common_subexpressions(simplified(graph))
 
 
 @dataclass
@@ -30,7 +36,7 @@ class _Levels:
 
     def opened(self, graph: Graph) -> Graph:
         """`graph` with nothing left to open."""
-        graph = common_subexpressions(in_bodies(graph, self.opened))
+        graph = _tidy(in_bodies(graph, self.opened))
         self.missed.update(dict.fromkeys(nearly_equal(graph)))
         while True:
             for rules in self.steps:
@@ -40,7 +46,7 @@ class _Levels:
             opened = inline(graph, self.wanted)
             if opened is graph:
                 return graph
-            graph = opened
+            graph = _tidy(opened)
 
     def wanted(self, node: Node) -> bool:
         return node.op.is_operation and node.name not in self.takes

@@ -345,6 +345,11 @@ def test_error_is_relative_to_the_largest() -> None:
     reference = torch.tensor([4.0, -2.0])
     assert error_of(torch.tensor([4.0, -1.0]), reference) == 0.25
     assert error_of(torch.tensor([4.0, torch.nan]), reference) == float("inf")
+    unbounded = torch.tensor([torch.nan, torch.inf, 4.0])
+    assert error_of(torch.tensor([torch.nan, torch.inf, 3.0]), unbounded) == 0.25
+    assert error_of(torch.tensor([torch.nan, -torch.inf, 4.0]), unbounded) == float("inf")
+    assert error_of(torch.tensor([torch.inf, torch.nan, 4.0]), unbounded) == float("inf")
+    assert error_of(torch.tensor([torch.nan, 4.0, 4.0]), unbounded) == float("inf")
     assert error_of(torch.zeros(0), torch.zeros(0)) == 0.0
 
 

@@ -79,6 +79,10 @@ class Backend(Lowering, Protocol):
     def render(self, plan: Plan, manifest: str) -> dict[str, str]:
         """The sources, by path below the build's folder."""
 
+    def call_texts(self, plan: Plan) -> Sequence[Sequence[str]]:
+        """The generated text of every call, body by body, in the order of the plan: its lines as
+        they stand in the sources, and those of the function that it shares with equal calls."""
+
     def fingerprint(self, environment: Mapping[str, str]) -> str:
         """What the library depends on besides its sources: tools and flags."""
 

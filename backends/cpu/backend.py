@@ -152,6 +152,11 @@ class CPU:
                    for p in sorted((HERE / "kernels").glob("*.hpp"))}
         return {f"src/{name}.cpp": text, "src/kernels/abi.h": abi_text(), **headers}
 
+    def call_texts(self, plan: Plan) -> list[list[str]]:
+        """The generated text of every call, body by body."""
+        _, calls = shared([_sites(body) for body in plan.bodies])
+        return [[_with_callee(site) for site in body] for body in calls]
+
     def command(self, sources: Path, library: Path, environment: Mapping[str, str]) -> list[str]:
         """The compiler's command line."""
         units = sorted(str(p) for p in sources.glob("*.cpp"))
@@ -214,6 +219,12 @@ def _sites(body: Body) -> list[Site]:
     return [Site(note(call), isinstance(call, Call) and call.barrier,
                  call.op if isinstance(call, Call) else "repeat", call_text(call), ctypes)
             for call in body.calls]
+
+
+def _with_callee(site: Site) -> str:
+    if site.callee is None:
+        return site.text
+    return f"{site.text}\n// {site.callee.name}, which equal calls share:\n{site.callee.text}"
 
 
 def _body_view(body: Body, calls: Sequence[Site]) -> dict[str, Any]:

@@ -26,6 +26,8 @@ class Site:
     op: str
     text: str
     ctypes: dict[str, str]
+    callee: SharedCode | None = None
+    """The function that the text calls, where equal calls share one."""
 
     @property
     def bases(self) -> tuple[str, ...]:
@@ -64,6 +66,6 @@ def shared(bodies: Sequence[Sequence[Site]],
             if times[key] > 1 and site.op != "repeat":
                 known = functions.setdefault(key, SharedCode(f"{site.op}{len(functions)}", *key))
                 arguments = ", ".join(("team", *site.bases, "d"))
-                site = replace(site, text=f"  {known.name}({arguments});\n")
+                site = replace(site, text=f"  {known.name}({arguments});\n", callee=known)
             new[-1].append(site)
     return tuple(functions.values()), new

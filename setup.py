@@ -17,6 +17,7 @@ setup(
     package_dir={"graphdsl.backends": "backends"},
     package_data={"graphdsl": ["py.typed"],
                   "graphdsl.runtime": ["abi.h", "native.cpp", "torch_class.cpp", "_native.pyi"],
+                  "graphdsl.seeing": ["templates/*"],
                   "graphdsl.backends.cpu": ["templates/*.j2", "kernels/*.hpp"]},
     ext_modules=[NATIVE],
 )

@@ -53,13 +53,22 @@ def _lines(graph: Graph, names: Names, indent: str, locations: bool) -> Iterator
 def node_text(node: Node, names: Names | None = None, locations: bool = True) -> str:
     """The line of one node."""
     names = names or Names()
-    operands = [*_shortened([names(v) for v in node.inputs], 8),
-                *(f"{k}={attribute_text(v)}" for k, v in node.attrs)]
-    outputs = ", ".join(_shortened([names(v) for v in node.outputs], 4))
-    line = f"{outputs} = {node.name}({', '.join(operands)}) : {types_text(node)}"
+    operands = operands_text(node, names)
+    line = f"{outputs_text(node, names)} = {node.name}({operands}) : {types_text(node)}"
     if locations:
         line += f"  # {note_text(node)}"
     return line
+
+
+def operands_text(node: Node, names: Names) -> str:
+    """What a node reads, and its attributes."""
+    return ", ".join([*_shortened([names(v) for v in node.inputs], 8),
+                      *(f"{k}={attribute_text(v)}" for k, v in node.attrs)])
+
+
+def outputs_text(node: Node, names: Names) -> str:
+    """The names of what a node makes."""
+    return ", ".join(_shortened([names(v) for v in node.outputs], 4))
 
 
 def types_text(node: Node) -> str:

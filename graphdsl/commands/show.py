@@ -3,63 +3,70 @@
 from __future__ import annotations
 
 import argparse
-import shutil
-import subprocess
 
 from graphdsl.backend import find_backend
-from graphdsl.commands.page import page
 from graphdsl.commands.session import Session, say
-from graphdsl.errors import GraphError, ToolError
+from graphdsl.errors import GraphError
 from graphdsl.ir import Graph
-from graphdsl.passes.pipeline import PIPELINE, run_pipeline
+from graphdsl.passes.pipeline import PIPELINE, Lowered, count, run_pipeline
 from graphdsl.printer import dot, text
+from graphdsl.seeing.code import generated_code
+from graphdsl.seeing.drawing import svg
+from graphdsl.seeing.page import page
+from graphdsl.seeing.stages import Place, Stage, stages_of
+from graphdsl.source import Source
+
+FORMS = {"text": text, "dot": dot, "svg": svg}
+HEADINGS = {"text": "== {} ==", "dot": "// {}", "svg": "<!-- {} -->"}
 
 
 def run(args: argparse.Namespace, session: Session) -> int:
-    """Prints one graph, or with --all every stage under a heading."""
+    """Prints one graph, or with --all every stage under a heading; as html, one page."""
     names = [each.name for each in PIPELINE]
     if args.after and args.after not in names:
         raise GraphError(f"no pass {args.after}", hint=f"passes: {', '.join(names)}")
     source = session.source(args)
-    stages = [("trace", source.graph)]
+    graphs = [("trace", source.graph)]
+    lowered = Lowered(source.graph)
     if args.after or args.all:
-        run_pipeline(source.graph, find_backend(args.backend).target, dict(args.passes),
-                     observe=lambda name, graph: stages.append((name, graph)))
-    wanted = stages if args.all else [s for s in stages if s[0] == (args.after or "trace")]
+        lowered = run_pipeline(source.graph, find_backend(args.backend).target, dict(args.passes),
+                               observe=lambda name, graph: graphs.append((name, graph)))
+    wanted = graphs if args.all else [g for g in graphs if g[0] == (args.after or "trace")]
     if args.format == "html":
-        say(page(f"{source.name} ({args.file.name})", wanted))
+        say(_page(args, source, wanted, lowered))
     elif args.all:
-        _print_all(wanted, args.format, session)
+        _print_all(wanted, args.format)
     else:
-        say(_render(wanted[0][1], args.format, session))
+        say(FORMS[args.format](wanted[0][1]))
     return 0
 
 
-def _print_all(stages: list[tuple[str, Graph]], form: str, session: Session) -> None:
+def _print_all(stages: list[tuple[str, Graph]], form: str) -> None:
     before: Graph | None = None
-    comment = {"text": "== {} ==", "dot": "// {}", "svg": "<!-- {} -->"}[form]
     for name, graph in stages:
         changed = graph is not before
-        say(comment.format(name if changed else f"{name}: no change"))
+        say(HEADINGS[form].format(name if changed else f"{name}: no change"))
         if changed:
-            say(_render(graph, form, session))
+            say(FORMS[form](graph))
         before = graph
 
 
-def _render(graph: Graph, form: str, session: Session) -> str:
-    if form == "text":
-        return text(graph)
-    drawing = dot(graph)
-    return drawing if form == "dot" else _svg(drawing, session)
+def _page(args: argparse.Namespace, source: Source, graphs: list[tuple[str, Graph]],
+          lowered: Lowered) -> str:
+    stages = stages_of(graphs)
+    code, code_note = _code(args.backend, stages[-1], lowered)
+    counts = [count(stage.graph) for stage in stages]
+    passed = f", {counts[-1]} after all passes" if args.all else ""
+    note = f"{args.file.name}, {source.dtype}, backend {args.backend}: {counts[0]} nodes{passed}"
+    reports = {report.name: report for report in lowered.report}
+    return page(source.name, note, stages, reports, code, code_note)
 
 
-def _svg(drawing: str, session: Session) -> str:
-    command = shutil.which("dot", path=session.environment.get("PATH"))
-    if not command:
-        raise ToolError("--format svg needs Graphviz, and there is no program `dot`",
-                        "dot -Tsvg", "install the package graphviz, or use --format dot")
-    done = subprocess.run([command, "-Tsvg"], input=drawing, capture_output=True, text=True,
-                          check=False, env=dict(session.environment))
-    if done.returncode != 0:
-        raise ToolError("Graphviz failed", f"{command} -Tsvg", done.stderr)
-    return done.stdout
+def _code(backend: str, stage: Stage, lowered: Lowered) -> tuple[dict[Place, list[str]], str]:
+    """What is generated for the places of the last stage, and why there is nothing."""
+    if stage.graph is not lowered.graph or not lowered.report:
+        return {}, "generated code: graphdsl show FILE --all --format html"
+    try:
+        return generated_code(stage, lowered, find_backend(backend)), ""
+    except GraphError as error:
+        return {}, f"no generated code: {error}"

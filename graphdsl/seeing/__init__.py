@@ -1,0 +1,1 @@
+"""What a user sees of a graph and of what the passes did to it: drawings and pages."""

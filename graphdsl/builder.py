@@ -23,6 +23,7 @@ from graphdsl.ir import Graph
 from graphdsl.manifest import Identity, manifest_of, manifest_text
 from graphdsl.passes.memory import ordered
 from graphdsl.passes.pipeline import Lowered, run_pipeline
+from graphdsl.passes.precision import CheckDtypes, live_kernels
 from graphdsl.plan import Plan, make_plan
 
 LIBRARY, MANIFEST, CHECKSUM = "library.so", "manifest.json", "library.sha256"
@@ -74,6 +75,7 @@ def lower(graph: Graph, options: BuildOptions, backend: Backend | None = None) -
     """The graph after all passes, checked against what the backend can run."""
     backend = backend or find_backend(options.backend)
     check_dtype(options.dtype, backend)
+    check_kernels(graph, backend)
     lowered = run_pipeline(graph, backend.target, options.passes, options.verify)
     check_supported(lowered.graph, backend)
     return lowered
@@ -86,6 +88,16 @@ def check_dtype(dtype: str, backend: Backend) -> None:
                          hint=f"dtypes: {', '.join(sorted(known))}")
 
 
+def check_kernels(graph: Graph, backend: Backend) -> None:
+    """Refuses a dtype or a kernel that the backend has no code for, at the user's line, before any
+    pass."""
+    CheckDtypes().run(graph, backend.target)
+    for node, loc in live_kernels(graph, backend.target.takes):
+        reason = backend.supports(node)
+        if reason:
+            raise GraphError(reason, loc)
+
+
 def check_supported(graph: Graph, backend: Backend) -> None:
     """Refuses a node that the backend cannot run, before any source exists."""
     for node in graph.nodes:
@@ -95,8 +107,6 @@ def check_supported(graph: Graph, backend: Backend) -> None:
         reason = backend.supports(node)
         if reason:
             raise GraphError(reason, node.loc)
-
-
 
 
 def render(graph: Graph, lowered: Lowered, options: BuildOptions,

@@ -21,7 +21,7 @@ from graphdsl.ir import FLOATS, Node, Value
 from graphdsl.plan import Body, Call, Leaf, Plan, RepeatCall
 from graphdsl.views import Ref
 
-from .calls import Prologue, has_single_row_stride, matmul_scratch, note, view_of
+from .calls import KERNELS, Prologue, has_single_row_stride, matmul_scratch, note, view_of
 from .features import Level, best_level, cpu_features
 from .loops import CTYPES, EXPRESSIONS, REDUCTIONS, loop_scratch
 from .sharing import Site, shared
@@ -83,7 +83,9 @@ class CPU:
         unknown = [d for d in dtypes if d not in CTYPES]
         if unknown:
             return f"the cpu backend has no {unknown[0]}"
-        if node.op.kind == "pointwise" and node.name not in (*EXPRESSIONS, "cast", "constant"):
+        known = {"pointwise": (*EXPRESSIONS, "cast", "constant"), "reduce": (*REDUCTIONS,),
+                 "call": (*KERNELS, "concat"), "view": (node.name,)}
+        if node.name not in known[node.op.kind]:
             return f"the cpu backend has no code for {node.name}"
         floats_only = ("div", "exp", "log", "sqrt", "rsqrt", "tanh", "erf", "sin", "cos", "pow",
                        "floor", *REDUCTIONS)

@@ -17,6 +17,7 @@ from graphdsl.passes.fold import Fold, Hoist
 from graphdsl.passes.kv_layout import KVLayout
 from graphdsl.passes.loops import FuseLoops
 from graphdsl.passes.memory import CheckMemory
+from graphdsl.passes.precision import CheckDtypes, KeepF32
 from graphdsl.passes.prologues import FusePrologues
 from graphdsl.passes.roll import Roll
 from graphdsl.passes.rotate import Rotate
@@ -26,9 +27,11 @@ if TYPE_CHECKING:
     from graphdsl.backend import Target
 
 PIPELINE: tuple[Pass, ...] = (
+    CheckDtypes(),    # first: what cannot be built is refused before any work
     Roll(),           # while Layers are nodes: later their borders are gone
     Rotate(),         # norms are still Operations, and expand fuses what meets here
     Expand(),         # rules need Operations, one meaning each; kernels come after all of them
+    KeepF32(),        # sums are kernels now, and what rules have recognised is out of the way
     CleanUp(),        # expansion leaves equal subexpressions, reshapes of reshapes, casts
     Hoist(),          # kernels only: the work of a turn is visible
     Fold(),           # merged weights and hoisted work on params become params

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from graphdsl.passes import activation, norm, norm_rope, position
+from graphdsl.passes import activation, linear, norm, norm_rope, position, softmax
 from graphdsl.passes.linear import LINEARS, MergeLinears
 from graphdsl.passes.rules import Rule
 
@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from graphdsl.backend import Target
 
 FUSIONS: tuple[Rule, ...] = (
+    *linear.RULES,      # a bias is a part of its linear before anything else adds to it
     *norm.RULES,        # a sum that feeds a norm is claimed before anything else takes it
+    *softmax.RULES,     # what an attention written as maths is made of
     *activation.RULES,  # gated forms
     *position.RULES,    # rope and the KV appends
     *norm_rope.RULES,   # grows out of what position has made

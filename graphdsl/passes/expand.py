@@ -53,12 +53,18 @@ class _Levels:
 
     def near_misses(self) -> tuple[Missed, ...]:
         """The misses at places where the same rule did not fire on a later level."""
-        fired = {(f.rule, f.loc, f.scope) for f in self.fired}
+        fired = {(f.rule, f.loc, _written(f.scope)) for f in self.fired}
         first: dict[tuple[str, Loc | None, str], Missed] = {}
         for miss in self.missed:
-            if (miss.rule, miss.loc, miss.scope) not in fired:
+            if (miss.rule, miss.loc, _written(miss.scope)) not in fired:
                 first.setdefault((miss.rule, miss.loc, miss.reason), miss)
         return tuple(first.values())
+
+
+def _written(scope: str) -> str:
+    """The part of a scope that is made of Layers, without Operations that were opened."""
+    parts = scope.split(".")
+    return ".".join(p for p in parts if not p.endswith("()"))
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from graphdsl.ir import Graph, Node, Value
 from graphdsl.op import Op, constant
-from graphdsl.ops.linear import linear, matmul_nt
-from graphdsl.ops.shape import concat, split
-from graphdsl.passes.match import NoMatch
+from graphdsl.ops.linear import linear, matmul, matmul_nt
+from graphdsl.ops.shape import concat, split, transpose
+from graphdsl.passes.match import Match, NoMatch
 from graphdsl.passes.overlay import Overlay
-from graphdsl.passes.rules import GroupRule
+from graphdsl.passes.rules import FusionRule, GroupRule, Rule
+
+
+class LinearOfMatmul(FusionRule):
+    """matmul_nt by a weight is a linear."""
+
+    shapes = "x[*b, k], w[n, k]"
+    params = ("w",)
+
+    @staticmethod
+    def before(x: Value, w: Value) -> Any:
+        return matmul_nt(x, w)
+
+    @staticmethod
+    def after(x: Value, w: Value) -> Any:
+        return linear(x, w)
+
+    def when(self, m: Match) -> None:
+        m.is_meant(is_made_of_params(m.w))
+
+
+class LinearOfProduct(FusionRule):
+    """x @ w by a weight [in, out] is a linear; the weight is transposed when it is loaded."""
+
+    shapes = "x[m, k], w[k, n]"
+    params = ("w",)
+
+    @staticmethod
+    def before(x: Value, w: Value) -> Any:
+        return matmul(x, w)
+
+    @staticmethod
+    def after(x: Value, w: Value) -> Any:
+        return linear(x, transpose(w, order=(1, 0)))
+
+    def when(self, m: Match) -> None:
+        m.is_meant(len(m.w.shape) == 2 and is_made_of_params(m.w))
+
+
+class LinearBias(FusionRule):
+    """linear + b is linear with a bias."""
+
+    shapes = "x[*b, k], w[n, k], b[n]"
+    params = ("w", "b")
+
+    @staticmethod
+    def before(x: Value, w: Value, b: Value) -> Any:
+        return linear(x, w) + b
+
+    @staticmethod
+    def after(x: Value, w: Value, b: Value) -> Any:
+        return linear(x, w, b)
+
+    def when(self, m: Match) -> None:
+        m.is_meant(len(m.b.shape) == 1)
+        m.require(is_made_of_params(m.b), "the bias is not a Param", m.b)
 
 
 @dataclass(frozen=True)
@@ -42,12 +97,12 @@ class MergeLinears(GroupRule):
         x = overlay.inputs(node)[0]
         siblings = [u for u in overlay.users(x) if u and self._is_like(overlay, u, node)]
         if len(siblings) < 2:
-            raise NoMatch("no other linear reads this x", node.outputs[0])
+            self._refuse_alone(overlay, node)
         for weight in overlay.inputs(node)[1:]:
-            if not _is_made_of_params(overlay, weight):
+            if not is_made_of_params(weight, overlay.inputs):
                 name = weight.name or str(weight.type)
                 raise NoMatch(f"the weight {name} is not a Param", weight, 2)
-        alike = [u for u in siblings if all(_is_made_of_params(overlay, v)
+        alike = [u for u in siblings if all(is_made_of_params(v, overlay.inputs)
                                             for v in overlay.inputs(u)[1:])]
         cones = {n: _followers(overlay, n) for n in alike}
         kept = [n for n in alike if self.meeting < 2 or not any(
@@ -58,6 +113,15 @@ class MergeLinears(GroupRule):
         if len(kept) < 2:
             raise NoMatch("no other linear with Params reads this x", node.outputs[0])
         return kept
+
+    def _refuse_alone(self, overlay: Overlay, node: Node) -> None:
+        operands = overlay.inputs(node)
+        others = [u for u in overlay.users(operands[0]) if u and u is not node
+                  and u.op is self.op and overlay.inputs(u)[0] is operands[0]]
+        if not others:
+            raise NoMatch("no other linear reads this x", node.outputs[0])
+        has = "no bias" if len(operands) > 2 else "a bias"
+        raise NoMatch(f"the other linear of this x has {has}", others[0].outputs[0], 2)
 
     def _is_like(self, overlay: Overlay, node: Node, root: Node) -> bool:
         operands, wanted = overlay.inputs(node), overlay.inputs(root)
@@ -71,13 +135,18 @@ class MergeLinears(GroupRule):
         return pieces
 
 
-def _is_made_of_params(overlay: Overlay, value: Value) -> bool:
+def _own_inputs(node: Node) -> Sequence[Value]:
+    return node.inputs
+
+
+def is_made_of_params(value: Value,
+                      inputs_of: Callable[[Node], Sequence[Value]] = _own_inputs) -> bool:
     """Whether a value is known when weights are loaded."""
     if value.node is None:
         return value.is_param
-    inputs = overlay.inputs(value.node)
+    inputs = inputs_of(value.node)
     return value.node.op is constant or (
-        bool(inputs) and all(_is_made_of_params(overlay, v) for v in inputs))
+        bool(inputs) and all(is_made_of_params(v, inputs_of) for v in inputs))
 
 
 def _followers(overlay: Overlay, node: Node) -> set[Node]:
@@ -104,6 +173,8 @@ def is_pointwise(node: Node) -> bool:
 def _is_pointwise_body(body: Graph) -> bool:
     return all(map(is_pointwise, body.nodes))
 
+
+RULES: tuple[Rule, ...] = (LinearOfMatmul(), LinearOfProduct(), LinearBias())
 
 LINEARS: tuple[Op, ...] = (linear, matmul_nt)
 """What is merged, before and after expansion."""

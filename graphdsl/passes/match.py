@@ -103,6 +103,12 @@ class Match:
         if not condition:
             raise NoMatch(reason, at, len(self.nodes))
 
+    def is_meant(self, condition: bool) -> None:
+        """Refuses the match, without a near miss, where it is something else altogether unless
+        the condition holds."""
+        if not condition:
+            raise NoMatch("it is something else", depth=-1)
+
     def with_node(self, application: Application, node: Node) -> Match:
         return replace(self, nodes={**self.nodes, application: node})
 

@@ -99,11 +99,12 @@ class FusionRule:
     Operands are positional, attributes keyword-only. Both return the same outputs; the first of
     `before` is the root, the others are values inside of its expression that stay available.
     `shapes` and `attributes` say what the self-check draws: operands as in a signature, and some
-    values of every attribute.
+    values of every attribute; operands that are named in `params` are Params.
     """
 
     shapes: ClassVar[str] = ""
     attributes: ClassVar[Mapping[str, Sequence[Any]]] = {}
+    params: ClassVar[tuple[str, ...]] = ()
 
     @staticmethod
     def before(*operands: Any, **attrs: Any) -> Any:
@@ -155,7 +156,8 @@ class FusionRule:
             try:
                 return self._checked(overlay, pattern, match)
             except NoMatch as failure:
-                matcher.fail(failure.reason, failure.at, len(match.nodes) + 1)
+                if failure.depth >= 0:
+                    matcher.fail(failure.reason, failure.at, len(match.nodes) + 1)
         raise matcher.best
 
     def _checked(self, overlay: Overlay, pattern: Compiled, match: Match) -> Candidate:

@@ -45,13 +45,16 @@ def examples() -> list[Example]:
     return [rule for rule in rules if isinstance(rule, FusionRule | GroupRule)]
 
 
+MAKERS = {"soup": kernel_soup, "plain": plain_soup, "rules": rule_soup, "layer": random_layer,
+          "model": random_model}
+
+
 def random_graph(seed: int) -> Graph:
     """Graph number `seed` of all kinds and dtypes."""
-    dtype = random.Random(seed).choice(DTYPES)
-    kind, number = KINDS[seed % len(KINDS)], seed // len(KINDS) * 3 + seed % 3
-    makers = {"soup": kernel_soup, "plain": plain_soup, "rules": rule_soup,
-              "layer": random_layer, "model": random_model}
-    return makers[kind](number, dtype)
+    turn, place = divmod(seed, len(KINDS))
+    kind = KINDS[place]
+    number = turn * KINDS.count(kind) + KINDS[:place].count(kind)
+    return MAKERS[kind](number, random.Random(seed).choice(DTYPES))
 
 
 __all__ = ["KINDS", "kernel_soup", "plain_soup", "random_graph", "random_layer", "random_model",

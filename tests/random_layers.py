@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, replace
+from typing import Any
 
 import random_plain as plain
 
 from graphdsl.ir import Graph, Value
 from graphdsl.layer import KVCache, Layer, Model, Param, trace
+from graphdsl.ops.activation import gelu, gelu_tanh, relu, silu
 from graphdsl.ops.attention import attention
 from graphdsl.ops.linear import embedding, expert_linear, linear
 from graphdsl.ops.math import maximum, reduce_sum, tanh
 from graphdsl.ops.norm import rms_norm, softmax
-from graphdsl.ops.position import rope_angles
+from graphdsl.ops.position import rope, rope_angles
 from graphdsl.ops.search import topk
 from graphdsl.ops.shape import expand, reshape, split, transpose
 
 ACTS = ("silu", "silu", "gelu", "gelu_tanh", "relu")
 EXPERTS = 3
+LIBRARY: dict[str, Any] = {"silu": silu, "gelu": gelu, "gelu_tanh": gelu_tanh, "relu": relu}
 
 
 @dataclass(frozen=True)
@@ -101,29 +104,51 @@ class Spelling:
         return linear(x, weight) if bias is None else linear(x, weight, bias)
 
 
+    def rope(self, x: Value, cos: Value, sin: Value) -> Value:
+        c = self.shape
+        if c.spelling:
+            return plain.spelled_rope(self.draw, x, cos, sin, interleaved=c.interleaved)
+        return rope(x, cos, sin, interleaved=c.interleaved)
+
+    def acted(self, x: Value) -> Value:
+        act = self.shape.act
+        if self.shape.spelling:
+            return plain.ACTIVATIONS[act](self.draw, x)
+        return LIBRARY[act](x)
+
+    def gated(self, gate: Value, up: Value) -> Value:
+        if self.shape.spelling:
+            return plain.spelled_gate(self.draw, gate, up, self.shape.act)
+        return self.acted(gate) * up
+
+
 class DecoderLayer(Layer):
     """A decoder layer of some Shape."""
 
+    signature = ("x[batch, tokens, hidden], positions[batch, tokens]:i32"
+                 " -> y[batch, tokens, hidden]")
+
     def __init__(self, config: Shape) -> None:
         self.config = c = config
-        tables = ", cos[batch, tokens, angles]:f32, sin[batch, tokens, angles]:f32"
-        self.signature = ("x[batch, tokens, hidden], positions[batch, tokens]:i32"
-                          f"{tables if c.given_angles and c.angles else ''}"
-                          " -> y[batch, tokens, hidden]")
         q, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
         self.norms = [[Param(c.hidden), Param(c.hidden)] for _ in range(2 + 2 * c.sandwich)]
         self.head_norms = [Param(c.head_dim), Param(c.head_dim)] if c.head_norms else []
         sizes = [q + 2 * kv] if c.fused else [q, kv, kv]
-        self.qkv = [self.weight(size, c.hidden) for size in sizes]
+        if c.fused:
+            self.wqkv = self.weight(sizes[0], c.hidden)
+        else:
+            self.wq, self.wk, self.wv = (self.weight(size, c.hidden) for size in sizes)
         self.biases = [Param(size) for size in sizes] if c.bias else []
         self.wo = self.weight(c.hidden, q)
         self.out_bias = [Param(c.hidden)] if c.bias and c.spelling % 2 else []
-        self.experts = ([Param(EXPERTS, c.hidden), Param(EXPERTS, c.ffn, c.hidden),
-                         Param(EXPERTS, c.hidden, c.ffn)] if c.experts else [])
-        wide = c.ffn * (2 if c.fused and c.gated else 1)
-        count = 1 + (c.gated and not c.fused)
-        self.up = [] if c.experts else [self.weight(wide, c.hidden) for _ in range(count)]
-        self.down = [] if c.experts else [self.weight(c.hidden, c.ffn)]
+        if c.experts:
+            self.experts = [Param(EXPERTS, c.hidden), Param(EXPERTS, c.ffn, c.hidden),
+                            Param(EXPERTS, c.hidden, c.ffn)]
+        else:
+            both = c.fused and c.gated
+            self.up = self.weight(2 * c.ffn if both else c.ffn, c.hidden)
+            self.down = self.weight(c.hidden, c.ffn)
+            self.gate = [self.weight(c.ffn, c.hidden)] if c.gated and not c.fused else []
         self.kv = KVCache(c.kv_heads, c.head_dim)
 
     def weight(self, rows: int, columns: int) -> Value:
@@ -133,8 +158,9 @@ class DecoderLayer(Layer):
         """q, k and v [batch, tokens, heads, head_dim]."""
         c, (b, t, _) = self.config, h.shape
         counts = (c.heads, c.kv_heads, c.kv_heads)
-        biases = self.biases or [None] * len(self.qkv)
-        made = [s.linear(h, w, bias) for w, bias in zip(self.qkv, biases, strict=True)]
+        weights = [self.wqkv] if c.fused else [self.wq, self.wk, self.wv]
+        biases = self.biases or [None] * len(weights)
+        made = [s.linear(h, w, bias) for w, bias in zip(weights, biases, strict=True)]
         if c.fused:
             made = list(split(made[0], sizes=tuple(n * c.head_dim for n in counts), axis=-1))
         return [reshape(x, shape=(b, t, n, c.head_dim))
@@ -149,8 +175,7 @@ class DecoderLayer(Layer):
         if c.angles and not tables:
             tables = rope_angles(positions, rotary_dim=2 * c.angles, theta=c.theta)
         if tables:
-            turn = plain.spelled_rope if c.spelling else plain.library_rope
-            q, k = (turn(s.draw, x, *tables, interleaved=c.interleaved) for x in (q, k))
+            q, k = (s.rope(x, *tables) for x in (q, k))
         kv = self.kv.append(k, v, positions)
         out = attention(q, kv.k, kv.v, positions, window=c.window, softcap=c.softcap,
                         scale=c.scale)
@@ -161,29 +186,29 @@ class DecoderLayer(Layer):
         c = self.config
         if c.experts:
             return self.feed_experts(s, h)
-        made = [s.linear(h, w) for w in self.up]
-        if c.gated and c.fused:
-            made = list(split(made[0], sizes=(c.ffn, c.ffn), axis=-1))
-        return s.linear(self.acted(s, made), self.down[0])
-
-    def acted(self, s: Spelling, made: list[Value]) -> Value:
-        act = self.config.act
-        if len(made) == 1:
-            return plain.ACTIVATIONS[act](s.draw, made[0])
-        return plain.spelled_gate(s.draw, *made, act)
+        if not c.gated:
+            return s.linear(s.acted(s.linear(h, self.up)), self.down)
+        if c.fused:
+            gate, up = split(s.linear(h, self.up), sizes=(c.ffn, c.ffn), axis=-1)
+        else:
+            gate, up = s.linear(h, self.gate[0]), s.linear(h, self.up)
+        return s.linear(s.gated(gate, up), self.down)
 
     def feed_experts(self, s: Spelling, h: Value) -> Value:
         """Two experts for every token, weighted by how well they suit it."""
-        c, (b, t, d) = self.config, h.shape
+        b, t, d = h.shape
         router, up, down = self.experts
         weights, chosen = topk(softmax(linear(h, router)), k=2)
         weights = weights / reduce_sum(weights)
         each = expand(reshape(h, shape=(b, t, 1, d)), shape=(b, t, 2, d))
-        inner = plain.ACTIVATIONS[c.act](s.draw, expert_linear(each, up, chosen))
+        inner = s.acted(expert_linear(each, up, chosen))
         made = expert_linear(inner, down, chosen) * weights[..., None]
         return made[:, :, 0] + made[:, :, 1]
 
-    def forward(self, x: Value, positions: Value, *tables: Value) -> Value:
+    def forward(self, x: Value, positions: Value) -> Value:
+        return self.decoded(x, positions)
+
+    def decoded(self, x: Value, positions: Value, *tables: Value) -> Value:
         s = Spelling(self.config)
         attended = self.attend(s, s.norm(x, *self.norms[0]), positions, tables)
         if self.config.sandwich:
@@ -198,20 +223,17 @@ class DecoderLayer(Layer):
 class TableLayer(DecoderLayer):
     """A decoder layer that is given the rope tables."""
 
-    def forward(self, x: Value, positions: Value, cos: Value, sin: Value) -> Value:  # type: ignore[override]
-        return super().forward(x, positions, cos, sin)
+    signature = ("x[batch, tokens, hidden], positions[batch, tokens]:i32,"
+                 " cos[batch, tokens, angles]:f32, sin[batch, tokens, angles]:f32"
+                 " -> y[batch, tokens, hidden]")
 
-
-class PlainLayer(DecoderLayer):
-    """A decoder layer that makes the rope tables itself, or has none."""
-
-    def forward(self, x: Value, positions: Value) -> Value:  # type: ignore[override]
-        return super().forward(x, positions)
+    def forward(self, x: Value, positions: Value, cos: Value, sin: Value) -> Value:
+        return self.decoded(x, positions, cos, sin)
 
 
 def layer_of(shape: Shape) -> DecoderLayer:
     """The Layer of a Shape."""
-    return (TableLayer if shape.given_angles and shape.angles else PlainLayer)(shape)
+    return (TableLayer if shape.given_angles and shape.angles else DecoderLayer)(shape)
 
 
 @dataclass(frozen=True)

@@ -261,8 +261,3 @@ def spelled_attention(draw: Draw, q: Value, k: Value, v: Value, *, scale: float 
 def _whole(size: Any) -> int:
     assert isinstance(size, int)
     return size
-
-
-def library_rope(draw: Draw, x: Value, cos: Value, sin: Value, *, interleaved: bool) -> Value:
-    """rope as one Operation."""
-    return rope(x, cos, sin, interleaved=interleaved)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 from passcase import CPU, PLAIN, WHOLE, graph_of, leaf
-from random_graphs import DecoderLayer, DecoderModel, ModelShape, Shape
+from random_layers import DecoderLayer, DecoderModel, ModelShape, Shape
 
 from graphdsl.backend import Target
 from graphdsl.ir import Dim, Graph, Layout, TensorType, Value
@@ -132,7 +132,7 @@ LAYER = Shape(hidden=16, heads=4, kv_heads=2, head_dim=4, ffn=24)
 def test_golden_layer(golden: Golden) -> None:
     """A whole Llama layer in bf16, with the scope and the rules of every node."""
     lowered = run_pipeline(trace(DecoderLayer(LAYER), "bf16"), CPU, verify=True)
-    printed = text(lowered.graph).replace("random_graphs.py:", "L")
+    printed = text(lowered.graph).replace("random_layers.py:", "L")
     golden("passes/llama_layer.txt", "\n".join(_without_lines(printed)))
 
 
@@ -140,7 +140,7 @@ def test_golden_model(golden: Golden) -> None:
     """Three equal Layers are a repeat; angles are made once, merged weights are folded."""
     graph = trace(DecoderModel(ModelShape((LAYER,) * 3, 10)), "f32")
     lowered = run_pipeline(graph, CPU, verify=True)
-    printed = text(lowered.graph).replace("random_graphs.py:", "L")
+    printed = text(lowered.graph).replace("random_layers.py:", "L")
     golden("passes/llama_model.txt", "\n".join(_without_lines(printed)))
 
 

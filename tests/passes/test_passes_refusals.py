@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from passcase import CPU, WHOLE, assert_same, graph_of, leaf, line_of
-from random_graphs import DecoderModel, ModelShape, Shape
+from random_layers import DecoderModel, ModelShape, Shape
 
 from graphdsl.errors import GraphError
 from graphdsl.ir import Dim, Graph, Layout, TensorType, Value
@@ -160,7 +160,7 @@ def test_layers_with_another_eps_are_not_rolled() -> None:
     assert misses[0].scope == "layers.2"
     assert misses[0].reason == "it differs from layers.1: eps of rms_norm is 0.001, not 1e-05"
     assert misses[0].at is not None
-    assert misses[0].at.file.endswith("random_graphs.py")
+    assert misses[0].at.file.endswith("random_layers.py")
 
 
 def test_layers_of_another_size_are_not_rolled() -> None:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import pytest
 from passcase import CPU, PLAIN, WHOLE, assert_same, graph_of, leaf, names
-from random_graphs import DecoderLayer, DecoderModel, ModelShape, Shape
+from random_layers import DecoderLayer, DecoderModel, ModelShape, Shape
 
 from graphdsl.backend import Target
 from graphdsl.ir import Dim, Graph, Layout, Node

@@ -48,7 +48,8 @@ class Lines:
             return ""
         if loc.file not in self.files:
             path = Path(loc.file)
-            self.files[loc.file] = (path.read_text(errors="replace").splitlines()
+            # Not splitlines(): Python counts lines by newlines alone.
+            self.files[loc.file] = (path.read_text(errors="replace").split("\n")
                                     if path.is_file() else [])
         lines = self.files[loc.file]
         return lines[loc.line - 1].strip() if 0 < loc.line <= len(lines) else ""

@@ -82,30 +82,6 @@ def test_show(cli: Cli) -> None:
     assert loops.rstrip() in everything
 
 
-def test_show_dot(cli: Cli) -> None:
-    drawing = cli("show", "layer.py", "--format", "dot").out
-    assert drawing.startswith('digraph "Small" {')
-    assert drawing.rstrip().endswith("}")
-
-
-def test_show_html(cli: Cli) -> None:
-    page = cli("show", "layer.py", "--format", "html", "--all").out
-    assert page.startswith("<!doctype html>")
-    assert page.count("<pre>") == page.count("</pre>") >= 2
-    assert '<span data-value="x">%x</span>' in page
-    assert "<h2>loops" in page
-    one = cli("show", "layer.py", "--format", "html", "--after", "loops").out
-    assert one.count("<pre>") == 1
-    assert "matmul_epilogue" in one
-
-
-def test_svg_without_graphviz(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("graphdsl.commands.show.shutil.which", lambda *_, **__: None)
-    result = cli("show", "layer.py", "--format", "svg")
-    assert result.code == 3
-    assert "there is no program `dot`" in result.err
-
-
 def test_explain(here: Path, cli: Cli) -> None:
     (here / "layer.py").write_text(SMALL.replace(
         "return silu(linear(x, self.w)) * self.config.scale + x",

@@ -16,6 +16,7 @@ from graphdsl.op import constant, constant_of
 from graphdsl.ops.linear import matmul, matmul_nt
 from graphdsl.ops.math import cast, cos, reduce_sum, sin
 from graphdsl.passes.base import Fired, Missed, Result, in_bodies
+from graphdsl.passes.repeat import REPEAT, operands_of
 from graphdsl.passes.rewrite import substitute
 
 if TYPE_CHECKING:
@@ -43,9 +44,21 @@ def _live(graph: Graph, takes: frozenset[str], fixed: set[Value],
         if node.body is None or node.name in takes:
             yield node, loc
             continue
-        inner = {a for a, b in zip(node.body.leaves, node.inputs, strict=True) if b in fixed}
+        inner = _fixed_leaves(node, node.body, fixed)
         is_layer = bool(node.body.params or node.body.state)
         yield from _live(node.body, takes, inner, None if is_layer else loc)
+
+
+def _fixed_leaves(node: Node, body: Graph, fixed: set[Value]) -> set[Value]:
+    """The leaves of a body that stand for values of `fixed`, in every turn of a repeat."""
+    if node.op is not REPEAT:
+        return {leaf for leaf, v in zip(body.leaves, node.inputs, strict=True) if v in fixed}
+    operands = operands_of(node, node.inputs)
+    rows = zip(operands.params, operands.state, strict=True)
+    turns = [(*operands.invariant, *state, *params) for params, state in rows]
+    leaves = body.leaves[len(operands.carried):]
+    return {leaf for leaf, column in zip(leaves, zip(*turns, strict=True), strict=True)
+            if fixed.issuperset(column)}
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,11 @@ def drawn_trial(draw: Draw, seed: int, folder: Path) -> Trial:
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     randomise(model)
     model.save_pretrained(folder)
+    return opened_trial(seed, model, folder)
+
+
+def opened_trial(seed: int, model: Any, folder: Path) -> Trial:
+    """A model that gives logits as those of transformers do, and the folder that holds it."""
     checkpoint = open_checkpoint(folder)
     family = checkpoint.settings.family
     graph = trace(family.model(family.config))
@@ -206,3 +211,23 @@ def check_cpu(draw: Draw, seeds: Sequence[int], folder: Path, options: BuildOpti
     """Configs of these numbers on the cpu backend, in one library."""
     trials = [drawn_trial(draw, seed, folder / str(seed)) for seed in seeds]
     check(trials, on_the_cpu(trials, options))
+
+
+@torch.no_grad()
+def check_variants(draw: Draw, seed: int, folder: Path) -> None:
+    """Embeddings instead of ids give the same logits, and hidden states are those that
+    transformers returns; its last one is left out, which comes after the last norm."""
+    trial, batch = drawn_trial(draw, seed, folder), BATCHES[0]
+    family = trial.checkpoint.settings.family
+    config = replace(family.config, embeddings=True, hidden_states=True)
+    graph = trace(family.model(config))
+    embeddings = trial.theirs.get_input_embeddings()(trial.ids(batch).long())
+    rows = torch.tensor([[5], [2]], dtype=torch.int32)
+    expected = trial.theirs(inputs_embeds=embeddings, output_hidden_states=True)
+    given = [embeddings, batch.positions, rows]
+    logits, *hidden = run(graph, given, trial.params, trial.states(graph, 2))
+    assert error_of(logits[:, 0], expected.logits[torch.arange(2), rows[:, 0].long()]) <= LOGITS
+    layers = trial.checkpoint.settings.layers
+    assert len(expected.hidden_states) == layers + 1
+    for ours, theirs in zip(hidden[:layers], expected.hidden_states[:layers], strict=True):
+        assert error_of(ours, theirs) <= LOGITS

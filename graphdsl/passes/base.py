@@ -37,6 +37,9 @@ class Missed:
     scope: str
     reason: str
     at: Loc | None = None
+    matched: int = field(default=2, compare=False)
+    """Nodes of the pattern that were found. Where it is one, that one alone brought the rule up,
+    and the user may have meant something else."""
 
     def __str__(self) -> str:
         culprit = f" (made at {self.at})" if self.at and self.at != self.loc else ""

@@ -123,7 +123,8 @@ class _Engine:
         if failure.depth < 1 or (failure.depth < 2 and node.op.kind == "pointwise"):
             return
         at = failure.at.loc if failure.at is not None else None
-        self.missed[node, rule.name] = Missed(rule.name, node.loc, node.scope, failure.reason, at)
+        self.missed[node, rule.name] = Missed(rule.name, node.loc, node.scope, failure.reason, at,
+                                              failure.depth)
 
     def near(self, values: Iterable[Value], depth: int) -> list[Node]:
         """What may match after a change: the nodes that made `values` and the users, up to

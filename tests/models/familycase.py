@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,16 @@ def randomise(model: Any) -> None:
             weight.normal_(0.0 if name.endswith("bias") else 1.0, 0.2)
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Tensors this small are soonest done by a single thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@one_thread()
 @torch.no_grad()
 def wanted(trial: Trial, batch: Batch) -> Tensor:
     """Logits [batch, tokens, vocab] of transformers: of the prompts together, padded, and of what
@@ -141,11 +152,13 @@ def all_rows(positions: Tensor) -> Tensor:
     return torch.arange(positions.shape[1], dtype=torch.int32).expand(positions.shape).contiguous()
 
 
+@one_thread()
 def in_reference(trials: Sequence[Trial], batch: Batch) -> list[Tensor]:
     """The Model as it was written, run by the reference."""
     return [_run_reference(trial, trial.graph, trial.params, batch) for trial in trials]
 
 
+@one_thread()
 def after_passes(trials: Sequence[Trial], batch: Batch) -> list[Tensor]:
     """What the passes make of the Model for the cpu backend, run by the reference."""
     found = []

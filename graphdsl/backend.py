@@ -76,6 +76,9 @@ class Backend(Lowering, Protocol):
     def supports(self, node: Node) -> str:
         """Why this backend cannot run a lowered node, or an empty string."""
 
+    def size(self, text: str, dims: Mapping[str, int], threads: int = 1) -> int:
+        """The number that C text of a plan's size stands for, for these dims."""
+
     def render(self, plan: Plan, manifest: str) -> dict[str, str]:
         """The sources, by path below the build's folder."""
 

@@ -24,6 +24,7 @@ from graphdsl.manifest import Identity, manifest_of, manifest_text
 from graphdsl.passes.memory import ordered
 from graphdsl.passes.pipeline import Lowered, run_pipeline
 from graphdsl.passes.precision import CheckDtypes, live_kernels
+from graphdsl.placement import report as memory_report
 from graphdsl.plan import Plan, make_plan
 
 LIBRARY, MANIFEST, CHECKSUM = "library.so", "manifest.json", "library.sha256"
@@ -140,6 +141,7 @@ def build_graph(graph: Graph, options: BuildOptions, backend: Backend | None = N
     plan, rendered = render(graph, lowered, options, backend)
     calls = sum(len(body.calls) for body in plan.bodies)
     options.progress("render", f"{calls} calls, {len(plan.buffers)} buffers")
+    options.progress("memory", memory_report(plan, backend.size))
     if options.emit_only:
         target = options.out or options.cache / "sources" / rendered.key
         with _staging(target.parent) as staged:

@@ -24,6 +24,7 @@ from graphdsl.views import Ref
 from .calls import KERNELS, Prologue, has_single_row_stride, matmul_scratch, note, view_of
 from .features import Level, best_level, cpu_features
 from .loops import CTYPES, EXPRESSIONS, REDUCTIONS, loop_scratch
+from .scratch import Scratch
 from .sharing import Site, shared
 
 HERE = Path(__file__).parent
@@ -116,6 +117,10 @@ class CPU:
         if node.name in ("matmul_nt", "matmul_epilogue", "expert_linear"):
             return not (ref.unit_columns and has_single_row_stride(ref))
         return not ref.is_dense
+
+    def size(self, text: str, dims: Mapping[str, int], threads: int = 1) -> int:
+        """The number that C text of a size stands for."""
+        return Scratch(self.chosen.lanes, threads).bytes(text, dims)
 
     def scratch(self, node: Node, inputs: Sequence[Ref], outputs: Sequence[Ref]) -> str:
         if node.name == "loop":

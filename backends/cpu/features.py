@@ -12,19 +12,21 @@ AVX512 = (*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl",
 
 @dataclass(frozen=True)
 class Level:
-    """A set of vector instructions: what the CPU must list, and the compiler's flags for it."""
+    """A set of vector instructions: the floats of one vector, what the CPU must list, and the
+    compiler's flags."""
 
     name: str
+    lanes: int
     features: tuple[str, ...]
     flags: tuple[str, ...]
 
 
 LEVELS = (
-    Level("avx512bf16", ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16"),
+    Level("avx512bf16", 16, ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16"),
           (*AVX512, "-mavx512bf16")),
-    Level("avx512", ("avx512f", "avx512bw", "avx512dq", "avx512vl"), AVX512),
-    Level("avx2", ("avx2", "fma", "f16c"), AVX2),
-    Level("plain", (), ()),
+    Level("avx512", 16, ("avx512f", "avx512bw", "avx512dq", "avx512vl"), AVX512),
+    Level("avx2", 8, ("avx2", "fma", "f16c"), AVX2),
+    Level("plain", 4, (), ()),
 )
 """Best first."""
 

@@ -24,7 +24,8 @@ def test_build_prints_a_line_a_stage(cli: Cli) -> None:
     result = cli("build", "layer.py")
     assert (result.code, result.err) == (0, "")
     stages = [line.split()[0] for line in result.out.splitlines()]
-    assert stages == ["trace", "passes", "render", "compile", "built"]
+    assert stages == ["trace", "passes", "render", "memory", "compile", "built"]
+    assert "of the lower bound" in result.out
     found = re.fullmatch(BUILT, result.last)
     assert found
     assert graphdsl.load(found[1]).name == "Small"

@@ -1,0 +1,90 @@
+"""The bytes that kernels need besides their operands, as their headers compute them.
+
+A plan has sizes as C text, which a library evaluates when lengths are known. Here the same text is
+evaluated in Python, for reports and tests that have no library.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from graphdsl.expr import c_name
+
+ROWS = 6
+"""Rows of the largest tile of a matmul: R in matmul_tile.hpp."""
+FEW_ROWS = 12
+FEW_QUERIES = 16
+TILE_KEYS = 64
+BLOCK_K, BLOCK_COLUMNS, CHUNK_ROWS = 256, 128, 88 * ROWS
+
+
+def round_up(n: int, to: int) -> int:
+    return -(-n // to) * to
+
+
+def padded(n: int) -> int:
+    return round_up(n, 16)
+
+
+def matmul_scratch(rows: int, n: int, k: int, matmuls: int, threads: int) -> int:
+    row = round_up(k, 2) * 4
+    few = threads * round_up(rows * row, 64) if rows <= FEW_ROWS else 0
+    if rows <= ROWS:
+        return few
+    chunks = -(-rows // CHUNK_ROWS)
+    chunk = round_up(-(-rows // chunks), ROWS)
+    own = BLOCK_K * BLOCK_COLUMNS + matmuls * chunk * BLOCK_COLUMNS
+    return max(few, round_up(chunk * row, 64) + threads * own * 4)
+
+
+def expert_scratch(rows: int, k: int, threads: int) -> int:
+    return round_up(rows * round_up(k, 2) * 4, 64) + threads * round_up(rows * 4, 64)
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """Evaluates sizes for vectors of `lanes` floats and a number of threads."""
+
+    lanes: int
+    threads: int
+
+    def bytes(self, text: str, dims: Mapping[str, int]) -> int:
+        """The number that C text of a size stands for. KeyError for a dim without a value."""
+        names = {c_name(name): size for name, size in dims.items()} | {"threads": self.threads}
+        return self._value(ast.parse(text, mode="eval").body, names)
+
+    @property
+    def functions(self) -> dict[str, Callable[..., int]]:
+        return {"round_up": round_up, "padded": padded, "most": max,
+                "matmul_scratch": matmul_scratch, "expert_scratch": expert_scratch,
+                "attention_scratch": self.attention}
+
+    def attention(self, batch: int, tokens: int, heads: int, kv_heads: int, slots: int, dim: int,
+                  value_dim: int, threads: int) -> int:
+        group = heads // kv_heads
+        rows = tokens * group
+        if rows <= FEW_QUERIES:
+            q, v = padded(dim), padded(value_dim)
+            return threads * 4 * padded(rows * q + rows * TILE_KEYS + self.lanes * q
+                                        + 3 * rows * (v + 16))
+        panel = (4 if self.lanes == 16 else 2) * self.lanes
+        v = round_up(value_dim, panel)
+        queries = round_up(max(32 * ROWS, group), ROWS)
+        return threads * 4 * (padded(queries * (dim + v + 2) + ROWS * TILE_KEYS
+                                     + TILE_KEYS * (dim + v)) + 64)
+
+    def _value(self, node: ast.expr, names: Mapping[str, int]) -> int:
+        if isinstance(node, ast.Constant):
+            return int(str(node.value))
+        if isinstance(node, ast.Name):
+            return names[node.id]
+        if isinstance(node, ast.UnaryOp):
+            return -self._value(node.operand, names)
+        if isinstance(node, ast.BinOp):
+            left, right = self._value(node.left, names), self._value(node.right, names)
+            return left + right if isinstance(node.op, ast.Add) else left * right
+        assert isinstance(node, ast.Call), ast.dump(node)
+        assert isinstance(node.func, ast.Name), ast.dump(node)
+        return self.functions[node.func.id](*(self._value(a, names) for a in node.args))

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from familycase import SEEDS, check_cpu, check_seed
-from transformers import LlamaConfig
+from familycase import SEEDS, Draw, check_cpu, check_seed, check_variants
+from transformers import LlamaConfig, MistralConfig
 
 from graphdsl.builder import BuildOptions
 
@@ -35,11 +35,23 @@ def llama(dice: random.Random) -> LlamaConfig:
     return LlamaConfig(**sizes(dice))
 
 
+def mistral(dice: random.Random) -> MistralConfig:
+    """A window, mostly, that is shorter than the batches of the harness."""
+    return MistralConfig(**sizes(dice), sliding_window=dice.choice([None, 1, 3, 6]))
+
+
+@pytest.mark.parametrize("draw", [llama, mistral])
 @pytest.mark.parametrize("seed", SEEDS)
-def test_llama(seed: int, tmp_path: Path) -> None:
-    check_seed(llama, seed, tmp_path)
+def test_reference_and_passes(draw: Draw, seed: int, tmp_path: Path) -> None:
+    check_seed(draw, seed, tmp_path)
 
 
 @pytest.mark.fuzz
-def test_llama_cpu(cpu_seeds: range, tmp_path: Path, options: BuildOptions) -> None:
-    check_cpu(llama, cpu_seeds, tmp_path, options)
+@pytest.mark.parametrize("draw", [llama, mistral])
+def test_cpu(draw: Draw, cpu_seeds: range, tmp_path: Path, options: BuildOptions) -> None:
+    check_cpu(draw, cpu_seeds, tmp_path, options)
+
+
+@pytest.mark.parametrize("draw", [llama, mistral])
+def test_embeddings_and_hidden_states(draw: Draw, tmp_path: Path) -> None:
+    check_variants(draw, 0, tmp_path)

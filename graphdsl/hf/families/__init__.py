@@ -5,12 +5,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from graphdsl.hf.families import chatglm, gemma, glm, gpt2, llama, mixtral
+from graphdsl.hf.families import chatglm, gemma, glm, gpt2, llama, mixtral, qwen
 from graphdsl.hf.family import Family
 from graphdsl.hf.fields import Fields
 
 READERS: Mapping[str, Callable[[Fields], Family]] = {
     "llama": llama.read,
+    "mistral": llama.read_mistral,
+    "qwen2": qwen.read_qwen2,
+    "qwen3": qwen.read_qwen3,
     "gemma3_text": gemma.read,
     "mixtral": mixtral.read,
     "gpt2": gpt2.read,

@@ -35,7 +35,7 @@ class Progress:
         start = "\r\033[K" if self.is_terminal else ""
         self.out.write(f"{start}{stage:<8} {summary}\n")
         self.out.flush()
-        following = {"trace": "passes", "passes": "render", "render": "compile",
+        following = {"trace": "passes", "passes": "render", "memory": "compile",
                      "cache": "compile"}.get(stage)
         if following:
             self.begin(following)

@@ -44,7 +44,7 @@ def test_stages(own_cache: Path) -> None:
     written = on_terminal("build", "layer.py")
     assert "\r\x1b[Kcompile ...\r\x1b[Kcompile  " in written
     words = [line.split()[0] for line in shown(written)]
-    assert words == ["trace", "passes", "render", "compile", "built"]
+    assert words == ["trace", "passes", "render", "memory", "compile", "built"]
     assert not any("..." in line for line in shown(written))
 
 

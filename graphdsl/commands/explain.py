@@ -3,49 +3,53 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Sequence
 
 from graphdsl.backend import find_backend
 from graphdsl.commands.session import Session, say
 from graphdsl.errors import GraphError
-from graphdsl.passes.base import Fired, Missed
 from graphdsl.passes.catalogue import FUSIONS, groups
+from graphdsl.passes.memory import ordered
 from graphdsl.passes.pipeline import PassReport, run_pipeline
+from graphdsl.placement import report as memory_report
+from graphdsl.plan import make_plan
+from graphdsl.seeing.facts import Lines
+from graphdsl.seeing.sites import counts, distant, site_lines, sites, times
 
 
 def run(args: argparse.Namespace, session: Session) -> int:
-    """Prints a line a place, with the user's file and line, pass by pass."""
+    """Prints every line of the user's with the rules that fired or nearly did there."""
     source = session.source(args)
-    target = find_backend(args.backend).target
+    backend = find_backend(args.backend)
+    target = backend.target
     lowered = run_pipeline(source.graph, target, dict(args.passes))
     rules = {rule.name for rule in (*FUSIONS, *groups(target))}
     for report in lowered.report:
         rules |= {f.rule for f in report.fired} | {m.rule for m in report.missed}
     if args.rule and args.rule not in rules:
         raise GraphError(f"no rule {args.rule}", hint=f"rules: {', '.join(sorted(rules))}")
-    fired = missed = 0
-    for report in lowered.report:
-        lines = list(_lines(report, args.rule))
-        fired += sum(line.startswith("fired") for line in lines)
-        missed += sum(line.startswith("missed") for line in lines)
-        if lines:
-            say(f"{report.name}: {report.nodes_before} nodes -> {report.nodes_after}")
-            for line in lines:
-                say(f"  {line}")
-    what = f"{args.rule} " if args.rule else ""
-    say(f"{what}fired {_times(fired)}, nearly {_times(missed)}")
+    summary = _print_sites(lowered.report, args.rule or "")
+    if not args.rule:
+        plan = make_plan(lowered.graph, lowered.recipes, backend, ordered)
+        say(f"workspace: {memory_report(plan, backend.size)}")
+    say(summary)
     return 0
 
 
-def _lines(report: PassReport, rule: str | None) -> Iterable[str]:
-    """Equal lines once, in the order of their places."""
-    def wanted(each: Fired | Missed) -> bool:
-        return not rule or each.rule == rule
+def _print_sites(reports: Sequence[PassReport], rule: str) -> str:
+    """Prints every line of the user's with what happened there; returns how often that was."""
+    found, lines = sites(reports, rule), Lines()
+    for site in found:
+        for line in site_lines(site, lines):
+            say(line)
+    fired, missed = counts(found)
+    others = distant(reports)
+    if others and not rule:
+        say(f"not listed: where one op of a pattern was all that was found ({_listed(others)}); "
+            "--rule NAME lists them")
+    return f"{f'{rule} ' if rule else ''}fired {times(fired)}, nearly {times(missed)}"
 
-    fired = [f"fired   {each}" for each in report.fired if wanted(each)]
-    missed = [f"missed  {each}" for each in report.missed if wanted(each)]
-    return dict.fromkeys([*fired, *missed])
 
-
-def _times(count: int) -> str:
-    return {1: "once", 2: "twice"}.get(count, f"{count} times")
+def _listed(rules: Counter[str]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in sorted(rules.items()))

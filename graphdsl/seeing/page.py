@@ -8,12 +8,11 @@ from dataclasses import dataclass, field
 from markupsafe import Markup
 
 from graphdsl.ir import Node, Value
-from graphdsl.passes.base import Fired, Missed
 from graphdsl.passes.pipeline import PassReport
 from graphdsl.printer import operands_text, outputs_text, types_text
 from graphdsl.seeing.drawing import TEMPLATES, Box, svg, templates
 from graphdsl.seeing.facts import Reporter, row_numbers
-from graphdsl.seeing.sites import is_distant
+from graphdsl.seeing.sites import Entry, is_distant
 from graphdsl.seeing.stages import Place, Stage
 
 SCRIPTS = ("data.js", "panel.js", "canvas.js", "page.js")
@@ -101,7 +100,7 @@ def _view(stage: Stage, same: int, report: PassReport | None) -> StageView:
                      _drawing(stage, same), fired, missed)
 
 
-def _counted(entries: Sequence[Fired | Missed]) -> tuple[str, ...]:
+def _counted(entries: Sequence[Entry]) -> tuple[str, ...]:
     lines = [str(entry) for entry in entries if not is_distant(entry)]
     return tuple(line if lines.count(line) == 1 else f"{line}, {lines.count(line)} times"
                  for line in dict.fromkeys(lines))

@@ -35,7 +35,8 @@ def sites(reports: Sequence[PassReport], rule: str = "") -> list[Site]:
     found: dict[Loc | None, Counter[tuple[str, Entry]]] = {}
     files: dict[str, int] = {}
     for report in reports:
-        for entry in (*report.fired, *report.missed):
+        entries: tuple[Entry, ...] = (*report.fired, *report.missed)
+        for entry in entries:
             if (entry.rule == rule) if rule else not is_distant(entry):
                 told = (report.name, replace(entry, scope=_layers_as_one(entry.scope)))
                 found.setdefault(entry.loc, Counter())[told] += 1

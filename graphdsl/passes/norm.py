@@ -150,7 +150,7 @@ class RMSNorm(FusionRule):
 
 
 class RMSNormRounded(FusionRule):
-    """The same where x is normalised in f32 and rounded before it is weighted, as Llama has it."""
+    """A row that is normalised in f32, rounded and then weighted, as Llama has it, is rms_norm."""
 
     shapes = "x[*b, d]:bf16, w[d]:bf16"
     attributes = EPS | {"dtype": ("bf16",)}
@@ -165,7 +165,7 @@ class RMSNormRounded(FusionRule):
 
 
 class RMSNormByRoundedRoot(FusionRule):
-    """The same where only the root is computed in f32."""
+    """x * rsqrt(mean(x^2) + eps) * w with the root alone in f32 is rms_norm."""
 
     shapes = RMSNormRounded.shapes
     attributes = RMSNormRounded.attributes
@@ -227,8 +227,8 @@ class LayerNorm(FusionRule):
 
 
 class LayerNormOfMoments(FusionRule):
-    """The same where the variance is mean(x^2) - mean(x)^2; computed from the centred row, it
-    loses nothing where the mean is large."""
+    """A centred and weighted row over a root of mean(x^2) - mean(x)^2 + eps is layer_norm, whose
+    variance loses nothing where the mean is large."""
 
     shapes = LayerNorm.shapes
     attributes = EPS
@@ -244,7 +244,7 @@ class LayerNormOfMoments(FusionRule):
 
 
 class LayerNormRounded(FusionRule):
-    """The same where a 16-bit x is normalised in f32 and rounded before it is weighted."""
+    """A row that is centred and normalised in f32, rounded and then weighted is layer_norm."""
 
     shapes = RMSNormRounded.shapes
     attributes = RMSNormRounded.attributes
@@ -294,7 +294,7 @@ class LayerNormOfCast(FusionRule):
 
 
 class LayerNormBiasOfCast(FusionRule):
-    """The same with a bias."""
+    """layer_norm with a bias, in f32 of what was 16-bit and rounded, is layer_norm of that."""
 
     shapes = "x[*b, d]:bf16, w[d]:bf16, b[d]:bf16"
     attributes = RMSNormRounded.attributes
@@ -326,7 +326,7 @@ class AddLayerNorm(FusionRule):
 
 
 class AddLayerNormBias(FusionRule):
-    """The same where the norm has a bias."""
+    """x + r feeding layer_norm with a bias becomes one operation; the sum stays available."""
 
     shapes = "x[*b, d], r[*b, d], w[d], b[d]"
     attributes = EPS

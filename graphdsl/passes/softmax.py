@@ -26,7 +26,7 @@ class Softmax(FusionRule):
 
 
 class SoftmaxByReciprocal(FusionRule):
-    """The same where e^(x - max(x)) is multiplied by one over its sum."""
+    """e^(x - max(x)) times one over its sum is softmax."""
 
     shapes = Softmax.shapes
 

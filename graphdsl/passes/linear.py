@@ -9,10 +9,10 @@ from typing import Any
 from graphdsl.ir import Graph, Node, Value
 from graphdsl.op import Op, constant
 from graphdsl.ops.linear import linear, matmul, matmul_nt
-from graphdsl.ops.shape import concat, split, transpose
+from graphdsl.ops.shape import concat, slice, split, transpose
 from graphdsl.passes.match import Match, NoMatch
 from graphdsl.passes.overlay import Overlay
-from graphdsl.passes.rules import FusionRule, GroupRule, Rule
+from graphdsl.passes.rules import Candidate, FusionRule, GroupRule, Rule
 
 
 class LinearOfMatmul(FusionRule):
@@ -104,7 +104,7 @@ class MergeLinears(GroupRule):
                 raise NoMatch(f"the weight {name} is not a Param", weight, 2)
         alike = [u for u in siblings if all(is_made_of_params(v, overlay.inputs)
                                             for v in overlay.inputs(u)[1:])]
-        cones = {n: _followers(overlay, n) for n in alike}
+        cones = {n: _followers(overlay, n.outputs[0]) for n in alike}
         kept = [n for n in alike if self.meeting < 2 or not any(
             cones[n] & cones[other] for other in alike if other is not n)]
         if node not in kept:
@@ -135,6 +135,75 @@ class MergeLinears(GroupRule):
         return pieces
 
 
+@dataclass(frozen=True)
+class SplitLinear(GroupRule):
+    """A linear whose pieces meet in one pointwise result (gate and up, by one weight) becomes one
+    linear a piece, by slices of the weight: the result is made in their epilogue.
+
+    For backends whose epilogues take as many matmuls (`meeting`) as there are pieces.
+    """
+
+    op: Op = linear
+    meeting: int = 2
+
+    shapes = "x[*b, k], w[6, k], b[6]"
+    params = ("w", "b")
+
+    @staticmethod
+    def before(x: Value, w: Value, b: Value) -> Any:
+        gate, up = split(linear(x, w, b), sizes=(3, 3))
+        sliced, wide = linear(x, w), matmul_nt(x, w)
+        return gate * up, sliced[..., 4:] - sliced[..., :2], wide[..., 3:] + wide[..., :3]
+
+    @property
+    def roots(self) -> tuple[Op, ...]:
+        return (self.op,)
+
+    def find(self, overlay: Overlay, node: Node) -> Candidate:
+        """The pieces of what `node` makes, and what makes them."""
+        whole, operands = node.outputs[0], overlay.inputs(node)
+        pieces = _pieces(overlay, whole)
+        cones = [_followers(overlay, piece) for piece in pieces]
+        if len(pieces) < 2 or not set.intersection(*cones):
+            raise NoMatch("it has no pieces that meet in one pointwise result", whole)
+        if len(pieces) > self.meeting:
+            raise NoMatch(f"{len(pieces)} pieces meet, but an epilogue takes {self.meeting}", whole,
+                          2)
+        for weight in operands[1:]:
+            if not is_made_of_params(weight, overlay.inputs):
+                raise NoMatch(f"the weight {weight.name or weight.type} is not a Param", weight, 2)
+        nodes = tuple(dict.fromkeys([node, *(piece.node for piece in pieces if piece.node)]))
+        for user in overlay.users(whole):
+            if user not in nodes:
+                where = f"read by {user.name} at {user.loc} too" if user else "an output too"
+                raise NoMatch(f"the whole result is {where}", whole, 2)
+        return Candidate(tuple(pieces), nodes, lambda: self.made(operands, list(pieces.values())))
+
+    def made(self, operands: Sequence[Value], spans: Sequence[tuple[int, int]]) -> list[Value]:
+        """The pieces by themselves; `spans` are the rows of the weight that make each: where they
+        start, and how many they are."""
+        x, *weights = operands
+        return [self.op(x, *(slice(w, axis=0, start=start, size=size) for w in weights))
+                for start, size in spans]
+
+
+def _pieces(overlay: Overlay, whole: Value) -> dict[Value, tuple[int, int]]:
+    """What is split and sliced off along the last axis and is read: where it starts, its size."""
+    found: dict[Value, tuple[int, int]] = {}
+    for user in overlay.users(whole):
+        if user is None or user.op not in (split, slice):
+            continue
+        if user.attr["axis"] % len(whole.shape) != len(whole.shape) - 1:
+            continue
+        sizes = user.attr["sizes"] if user.op is split else (user.attr["size"],)
+        start = 0 if user.op is split else user.attr["start"]
+        for value, size in zip(user.outputs, sizes, strict=True):
+            if overlay.users(value) and isinstance(start, int) and isinstance(size, int):
+                found[value] = start, size
+            start += size
+    return found
+
+
 def _own_inputs(node: Node) -> Sequence[Value]:
     return node.inputs
 
@@ -149,17 +218,16 @@ def is_made_of_params(value: Value,
         bool(inputs) and all(is_made_of_params(v, inputs_of) for v in inputs))
 
 
-def _followers(overlay: Overlay, node: Node) -> set[Node]:
-    """Pointwise nodes of the same shape that follow from a linear alone."""
+def _followers(overlay: Overlay, value: Value) -> set[Node]:
+    """Pointwise nodes of the same shape that follow from a value alone."""
     found: set[Node] = set()
-    todo = [node]
+    todo = [value]
     while todo:
-        users = overlay.users(todo.pop().outputs[0])
-        for user in users:
+        for user in overlay.users(todo.pop()):
             if (user and user not in found and is_pointwise(user)
-                    and user.out_types[0].shape == node.out_types[0].shape):
+                    and user.out_types[0].shape == value.shape):
                 found.add(user)
-                todo.append(user)
+                todo.append(user.outputs[0])
     return found
 
 
@@ -177,4 +245,4 @@ def _is_pointwise_body(body: Graph) -> bool:
 RULES: tuple[Rule, ...] = (LinearOfMatmul(), LinearOfProduct(), LinearBias())
 
 LINEARS: tuple[Op, ...] = (linear, matmul_nt)
-"""What is merged, before and after expansion."""
+"""What is split and merged, before and after expansion."""

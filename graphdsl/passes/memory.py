@@ -168,8 +168,8 @@ def _check_path(graph: Graph, path: dict[Node, None], before: list[Node],
     for writer, reader in itertools.pairwise(cycle):
         if reader in edges.get(writer, ()):
             effects = {n: effects_of(n) for n in graph.nodes}
-            index = min(effects[writer].writes)
-            origin = _origin(writer.inputs[index], effects)
+            origins = [_origin(writer.inputs[i], effects) for i in sorted(effects[writer].writes)]
+            origin = next(v for v in origins if reader in _readers(graph, v, effects))
             raise _too_late(writer, origin, f"at {reader.loc} ({reader.name})")
     raise AssertionError(f"{graph.name}: {closing.name} depends on itself")
 

@@ -51,10 +51,10 @@ class Overlay:
 
     def check_no_cycle(self, nodes: Sequence[Node]) -> None:
         """Raises NoMatch if a path leaves `nodes` and comes back: as one node they would need
-        themselves."""
+        themselves. Whoever reads what a node overwrites comes before it."""
         lowest = min(self.label[n] for n in nodes)
         seen: set[Node] = set()
-        todo = [v.node for n in nodes for v in self.inputs(n) if v.node not in nodes]
+        todo = [before for n in nodes for before in self._before(n) if before not in nodes]
         while todo:
             node = todo.pop()
             if node is None or node in seen or self.label[node] < lowest:
@@ -62,7 +62,21 @@ class Overlay:
             if node in nodes:
                 raise NoMatch("fusing would make a cycle", node.outputs[0])
             seen.add(node)
-            todo += [v.node for v in self.inputs(node)]
+            todo += self._before(node)
+
+    def _before(self, node: Node) -> list[Node | None]:
+        """What has to come before a node: who made its operands, and the readers, through views
+        too, of those that it overwrites."""
+        operands = self.inputs(node)
+        found = [v.node for v in operands]
+        read = [operands[i] for _, i in node.op.aliases]
+        while read:
+            for user in self.users(read.pop()):
+                if user is not None and user.op.kind == "view":
+                    read += user.outputs
+                elif user is not node:
+                    found.append(user)
+        return found
 
     def replace(self, old: Sequence[Value], new: Sequence[Value], nodes: Iterable[Node]) -> None:
         """Puts the `new` values in the place of the `old` ones; `nodes` made those."""

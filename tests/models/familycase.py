@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -115,8 +114,10 @@ def one_thread() -> Iterator[None]:
     """Tensors this small are soonest done by a single thread."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @one_thread()
@@ -214,16 +215,6 @@ def check(trials: Sequence[Trial], machine: Machine) -> None:
             assert worst <= LOGITS, (trial.seed, batch, worst, trial.checkpoint.settings)
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Models this small only lose by more, and most where the machine has other work."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@one_thread()
 def check_seed(draw: Draw, seed: int, folder: Path) -> None:
     """Config number `seed` in the reference and after all passes."""
     trial = drawn_trial(draw, seed, folder)

@@ -154,9 +154,12 @@ class _GeluRule(FusionRule):
         if not is_close(found, {monomial((x, n)): k for n, k in self.argument.items()}):
             raise NoMatch(f"the argument of {self.function} is not that of gelu", curve, 2)
         nodes = (*whole.nodes, curve.node, *inner.nodes)
-        for each in nodes:
-            if each is not node:
-                overlay.check_inner(each.outputs[0], nodes)
+        try:
+            for each in nodes:
+                if each is not node:
+                    overlay.check_inner(each.outputs[0], nodes)
+        except NoMatch as failure:
+            raise NoMatch(failure.reason, failure.at, len(nodes)) from None
         return Candidate(node.outputs, nodes, lambda: self.after(x))
 
     def _parts(self, terms: Terms) -> tuple[Value, Value]:

@@ -115,6 +115,9 @@ class FusionRule:
         raise NotImplementedError
 
     is_upward: ClassVar[bool] = True
+    quiet: ClassVar[int] = 0
+    """A match that ends after so few nodes of the pattern is no near miss: such nodes are anywhere
+    and say nothing of what is meant."""
 
     def when(self, m: Match) -> None:
         """What else has to hold; refuses by m.require(condition, reason, at=value)."""
@@ -158,7 +161,8 @@ class FusionRule:
             except NoMatch as failure:
                 if failure.depth >= 0:
                     matcher.fail(failure.reason, failure.at, len(match.nodes) + 1)
-        raise matcher.best
+        best = matcher.best
+        raise best if best.depth > self.quiet else NoMatch(best.reason, best.at)
 
     def _checked(self, overlay: Overlay, pattern: Compiled, match: Match) -> Candidate:
         replaced = tuple(match.nodes[p.made_by].outputs[p.index] for p in pattern.outputs

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from graphdsl.errors import Loc
 from graphdsl.ir import Graph, Node
 from graphdsl.passes.base import Fired, Missed, Result, in_bodies
-from graphdsl.passes.catalogue import FUSIONS, groups
+from graphdsl.passes.catalogue import FUSIONS, groups, splits
 from graphdsl.passes.cleanup import common_subexpressions, nearly_equal
 from graphdsl.passes.engine import apply_rules
 from graphdsl.passes.identities import simplified
@@ -74,6 +74,6 @@ class Expand:
     name: ClassVar[str] = "expand"
 
     def run(self, graph: Graph, target: Target) -> Result:
-        levels = _Levels((FUSIONS, groups(target)), target.takes)
+        levels = _Levels((FUSIONS, splits(target), groups(target)), target.takes)
         new = levels.opened(graph)
         return Result(new, tuple(levels.fired), levels.near_misses())

@@ -21,7 +21,15 @@ from graphdsl.ir import FLOATS, Node, Value
 from graphdsl.plan import Body, Call, Leaf, Plan, RepeatCall
 from graphdsl.views import Ref
 
-from .calls import KERNELS, Prologue, has_single_row_stride, matmul_scratch, note, view_of
+from .calls import (
+    KERNELS,
+    Prologue,
+    has_single_row_stride,
+    matmul_scratch,
+    note,
+    shared_rows,
+    view_of,
+)
 from .features import Level, best_level, cpu_features
 from .loops import CTYPES, EXPRESSIONS, REDUCTIONS, loop_scratch
 from .scratch import Scratch
@@ -114,6 +122,8 @@ class CPU:
                        for i, v in enumerate(n.inputs) if v is leaf)
         if node.name in ("attention", "kv_append", *TAKEN):
             return _strides_matter(node.inputs[index], ref)
+        if node.name == "expert_linear" and index == 0:
+            ref, _ = shared_rows(ref)
         if node.name in ("matmul_nt", "matmul_epilogue", "expert_linear"):
             return not (ref.unit_columns and has_single_row_stride(ref))
         return not ref.is_dense
@@ -135,8 +145,9 @@ class CPU:
                                               and node.inputs[1].is_param):
             return matmul_scratch(node, "threads")
         if node.name == "expert_linear":
-            x = inputs[0]
-            return f"expert_scratch({product(x.shape[:-1])}, {Poly.of(x.shape[-1])}, threads)"
+            x, w = inputs[:2]
+            return (f"expert_scratch({product(x.shape[:-1])}, {w.shape[0]}, {Poly.of(x.shape[-1])},"
+                    " threads)")
         return ""
 
     def render(self, plan: Plan, manifest: str) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from graphdsl.expr import ZERO, Poly, dense_strides, product
@@ -67,6 +67,15 @@ def rows_of(ref: Ref) -> tuple[str, str]:
 
 def has_single_row_stride(ref: Ref) -> bool:
     return len(collapsed_rows(ref.shape[:-1], [ref.strides[:-1]])[0]) <= 1
+
+
+def shared_rows(ref: Ref) -> tuple[Ref, Size]:
+    """A [.., columns] operand without its last row dim where that repeats one row, and how many
+    rows are that one."""
+    if len(ref.shape) < 2 or ref.strides[-2] != ZERO or ref.shape[-2] == 1:
+        return ref, 1
+    shape, strides = (*ref.shape[:-2], ref.shape[-1]), (*ref.strides[:-2], ref.strides[-1])
+    return replace(ref, shape=shape, strides=strides), ref.shape[-2]
 
 
 def matmul_view(call: Call) -> View:
@@ -224,11 +233,13 @@ def _batched(call: Call, scratch: str) -> list[str]:
 
 def _expert_linear(call: Call, scratch: str) -> list[str]:
     x, w, ids, out = *call.inputs, call.outputs[0]
-    m, stride = rows_of(x)
+    each, shared = shared_rows(x)
+    _, stride = rows_of(each)
     _, out_stride = rows_of(out)
-    experts, n, k = w.shape
-    return [f"expert_linear(team, {address(x)}, {stride}, {address(w)}, {address(ids)}, {m}, "
-            f"{experts}, {n}, {k}, {scratch}, [&](i64 row, i64 i, auto lanes, F sum) {{",
+    members = [address(x), stride, shared, address(w), address(ids), product(x.shape[:-1]),
+               *w.shape]
+    return [f"expert_linear(team, ExpertLinear<{CTYPES[x.dtype]}>{_array(members)}, {scratch}, "
+            "[&](i64 row, i64 i, auto lanes, F sum) {",
             f"  store({address(out)} + row * {out_stride} + i, sum, lanes);", "});"]
 
 

@@ -39,8 +39,12 @@ def matmul_scratch(rows: int, n: int, k: int, matmuls: int, threads: int) -> int
     return max(few, round_up(chunk * row, 64) + threads * own * 4)
 
 
-def expert_scratch(rows: int, k: int, threads: int) -> int:
-    return round_up(rows * round_up(k, 2) * 4, 64) + threads * round_up(rows * 4, 64)
+def expert_scratch(rows: int, experts: int, k: int, threads: int) -> int:
+    room = rows + min(experts, rows // (ROWS + 1)) * (ROWS - 1)
+    padded_rows = min(round_up(rows, ROWS), CHUNK_ROWS) if rows > ROWS else 0
+    own = BLOCK_K * BLOCK_COLUMNS + padded_rows * BLOCK_COLUMNS if padded_rows else 0
+    order = round_up((rows + experts + 2) * 4, 64)
+    return round_up(room * round_up(k, 2) * 4, 64) + threads * (order + own * 4)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@
 #include "kv.hpp"
 #include "matmul.hpp"
 #include "matmul_batched.hpp"
+#include "matmul_experts.hpp"
 #include "misc.hpp"
 #include "simd.hpp"
 #include "team.hpp"

@@ -156,18 +156,17 @@ inline Grid choose_grid(i64 strips, i64 groups, int threads) {
   return best;
 }
 
-// R rows of x, from word `begin`, side by side: [size][R].
-template <class T>
-GD_NOINLINE void copy_strip(const T* x, i64 stride, i64 rows, i64 k, i64 begin, i64 size,
-                            int32_t* to) {
-  alignas(64) int32_t row[R][block_k];
+// R rows, of which row(r) is where row r lies, from word `begin`, side by side: [size][R].
+template <class Row>
+GD_NOINLINE void copy_strip(Row row, i64 rows, i64 k, i64 begin, i64 size, int32_t* to) {
+  alignas(64) int32_t words[R][block_k];
   for (i64 r = 0; r < R; ++r)
     if (r < rows)
-      copy_words(x + r * stride, k, begin, size, reinterpret_cast<char*>(row[r]));
+      copy_words(row(r), k, begin, size, reinterpret_cast<char*>(words[r]));
     else
-      __builtin_memset(row[r], 0, sizeof row[r]);
+      __builtin_memset(words[r], 0, sizeof words[r]);
   for (i64 i = 0; i < size; ++i)
-    for (int r = 0; r < R; ++r) *to++ = row[r][i];
+    for (int r = 0; r < R; ++r) *to++ = words[r][i];
 }
 // x[rows][k] as blocks [words / block_k][strips][words of the block][R], copied by all threads
 // together.
@@ -179,7 +178,7 @@ GD_NOINLINE void copy_blocks(const Team& team, const T* x, i64 stride, i64 rows,
   for (i64 begin = 0; begin < count; begin += block_k) {
     const i64 size = least(block_k, count - begin);
     for (i64 s = mine.begin; s < mine.end; ++s)
-      copy_strip(x + s * R * stride, stride, rows - s * R, k, begin, size,
+      copy_strip([&](i64 r) { return x + (s * R + r) * stride; }, rows - s * R, k, begin, size,
                  reinterpret_cast<int32_t*>(to) + begin * padded + s * R * size);
   }
 }

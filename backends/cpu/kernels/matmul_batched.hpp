@@ -1,4 +1,4 @@
-// Products of two activations, and linears whose weight is chosen row by row.
+// Products of two activations.
 #pragma once
 #include "matmul.hpp"
 
@@ -88,48 +88,6 @@ void matmul_batched(const Team& team, const BatchedMatmul<T>& p, Epi epi) {
 }
 template <class T> void matmul_batched(const Team& team, const BatchedMatmul<T>& p) {
   matmul_batched(team, p, [](F sum) { return sum; });
-}
-
-inline i64 expert_scratch(i64 rows, i64 k, int threads) {
-  return round_up(rows * round_up(k, 2) * 4, 64) + threads * round_up(rows * 4, 64);
-}
-
-// y[r] = x[r] w[ids[r]]^T, where w is `experts` weights [n, k], each packed by itself, one after
-// the other.  A row whose id is not among them becomes zeros.  epi(row, column, lanes, F) as in
-// matmul.
-template <class T, class Epi>
-void expert_linear(const Team& team, const T* x, i64 x_stride, const T* w, const int32_t* ids,
-                   i64 rows, i64 experts, i64 n, i64 k, char* scratch, Epi epi) {
-  const i64 count = product::x_words<T>(k), expert_size = packed_bytes<T>(n, k) / i64(sizeof(T));
-  const bool copied = product::copies<T>(k);
-  const Range rows_mine = team.share(rows), mine = team.share(panels(n));
-  team.barrier();
-  for (i64 r = rows_mine.begin; copied && r < rows_mine.end; ++r)
-    product::copy_words(x + r * x_stride, k, 0, count, scratch + r * count * 4);
-  team.barrier();
-  int32_t* list = reinterpret_cast<int32_t*>(scratch + round_up(rows * round_up(k, 2) * 4, 64) +
-                                             team.id * round_up(rows * 4, 64));
-  alignas(64) float c[R * product::few_stride];
-  for (i64 e = -1; e < experts; ++e) {
-    i64 found = 0;
-    for (i64 r = 0; r < rows; ++r)
-      if (ids[r] == e || (e < 0 && (ids[r] < 0 || ids[r] >= experts))) list[found++] = int32_t(r);
-    for (i64 panel = mine.begin; panel < mine.end; ++panel)
-      for (i64 r = 0; r < found; r += R) {
-        const i64 group = least(R, found - r);
-        const char* pointers[R];
-        for (i64 i = 0; i < group; ++i)
-          pointers[i] = copied ? scratch + list[r + i] * count * 4
-                               : reinterpret_cast<const char*>(x + list[r + i] * x_stride);
-        if (e < 0)
-          __builtin_memset(c, 0, sizeof c);
-        else
-          product::few_panels(pointers, group, w + e * expert_size, {panel, panel + 1}, k, c);
-        for (i64 i = 0; i < group; ++i)
-          product::drain<1>(c + i * product::few_stride, 0, NB, list[r + i], 1, panel * NB,
-                            least(NB, n - panel * NB), epi);
-      }
-  }
 }
 
 }  // namespace gd

@@ -1,6 +1,7 @@
 // Every matrix product against a double reference, at awkward sizes.
 #include "check.hpp"
 #include "matmul_batched.hpp"
+#include "matmul_experts.hpp"
 
 using namespace check;
 using gd::F;
@@ -110,22 +111,25 @@ template <class T> static void test_batched(int threads, i64 m, i64 n, i64 k, in
   close(out, want, tolerance<T>, "matmul_batched", m, n, k);
 }
 
-template <class T> static void test_experts(int threads, i64 rows, i64 experts, i64 n, i64 k) {
-  const auto x = random<T>(rows * k), w = random<T>(experts * n * k);
-  const i64 size = gd::packed_bytes<T>(n, k) / i64(sizeof(T));
+template <class T>
+static void test_experts(int threads, i64 rows, i64 experts, i64 n, i64 k, i64 shared = 1) {
+  const i64 x_rows = (rows + shared - 1) / shared, size = gd::packed_bytes<T>(n, k) / i64(sizeof(T));
+  const auto x = random<T>(x_rows * k), w = random<T>(experts * n * k);
   Buffer<T> p(experts * size);
   for (i64 e = 0; e < experts; ++e) gd::pack(w.get() + e * n * k, p.get() + e * size, n, k);
   auto id = ids(rows, experts, -1);  // -1: no expert, zeros
   auto y = filled<T>(rows * n, 99);
-  const Scratch scratch(gd::expert_scratch(rows, k, threads));
+  const Scratch scratch(gd::expert_scratch(rows, experts, k, threads));
+  const gd::ExpertLinear<T> call = {x.get(), k, shared, p.get(), id.get(), rows, experts, n, k};
   gd::run_team(threads, [&](const Team& team) {
-    gd::expert_linear(team, x.get(), k, p.get(), id.get(), rows, experts, n, k, scratch.p,
-                      [&](i64 r, i64 c, auto l, F sum) { gd::store(y.get() + r * n + c, sum, l); });
+    gd::expert_linear(team, call, scratch.p, [&](i64 r, i64 c, auto l, F sum) {
+      gd::store(y.get() + r * n + c, sum, l);
+    });
   });
   std::vector<double> want;
   for (i64 r = 0; r < rows; ++r)
     for (i64 c = 0; c < n; ++c)
-      want.push_back(id[r] < 0 ? 0 : dot(x, r * k, w, (id[r] * n + c) * k, k));
+      want.push_back(id[r] < 0 ? 0 : dot(x, r / shared * k, w, (id[r] * n + c) * k, k));
   close(y, want, tolerance<T>, "expert_linear", rows, n, k);
 }
 
@@ -146,6 +150,9 @@ template <class T> static void test_all(int threads) {
   test_experts<T>(threads, 1, 2, 5, 9);
   test_experts<T>(threads, 9, 3, 70, 33);
   test_experts<T>(threads, 40, 4, 17, 64);
+  test_experts<T>(threads, 2, 8, 130, 513, 2);
+  test_experts<T>(threads, 90, 3, 140, 300, 3);
+  test_experts<T>(threads, 700, 1, 33, 31, 2);
 }
 
 int main() {

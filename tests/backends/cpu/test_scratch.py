@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 CALLS = (
     "matmul_scratch({rows}, {n}, {k}, 1, {threads})",
     "matmul_scratch({rows}, {n}, {k}, 2, {threads})",
-    "expert_scratch({rows}, {k}, {threads})",
+    "expert_scratch({rows}, {experts}, {k}, {threads})",
     "attention_scratch({b}, {t}, {g} * {h}, {g}, {rows}, {d}, {e}, {threads})",
     "round_up({k}, 64) + padded({n}) * 4 + most({rows}, {k})",
 )
@@ -27,7 +27,7 @@ CALLS = (
 def drawn(draw: random.Random) -> list[str]:
     """One call of every kind, with numbers in it."""
     limits = {"rows": 1200, "n": 300, "k": 300, "threads": 8, "b": 3, "t": 40, "g": 4, "h": 6,
-              "d": 200, "e": 200}
+              "d": 200, "e": 200, "experts": 40}
     numbers = {name: draw.randint(1, most) for name, most in limits.items()}
     return [call.format(**numbers) for call in CALLS]
 

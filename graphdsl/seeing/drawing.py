@@ -18,8 +18,11 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 CHARACTER, LINE, PADDING, HEADER = 7.3, 16.0, 9.0, 24.0
 """Pixels: a character's width, a line's height, the space in a box, the name above a body."""
-NAMED, LONGEST = 3, 44
-"""Folded operands that a box names, and the characters of one line in it."""
+NAMED, LONGEST, READERS = 3, 44, 6
+"""Folded operands that a box names, the characters of one line in it, and the most readers of a
+value to whom lines are drawn."""
+MARK = 14.0
+"""Pixels kept for the mark of a change."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +60,8 @@ class Drawing:
 
 
 def draw(graph: Graph, names: Names) -> Drawing:
-    """The graph from top to bottom. Params, state and constants are named in the boxes that read
-    them: their lines would hide the others."""
+    """The graph from top to bottom. Params, state, constants and what many nodes read are named in
+    the boxes that read them: their lines would hide the others."""
     return _Drawer(graph, names, {}, ()).drawing()
 
 
@@ -78,6 +81,9 @@ class _Drawer:
     def drawing(self) -> Drawing:
         if not self.path:
             self.folded |= {v: v.name for v in (*self.graph.state, *self.graph.params)}
+        for value, users in self.graph.users.items():
+            if len(users) > READERS:
+                self.folded.setdefault(value, value.name or self.names(value))
         for leaf in self.graph.leaves:
             if leaf not in self.folded and leaf in self.graph.users:
                 name = leaf.name or self.names(leaf)
@@ -87,7 +93,7 @@ class _Drawer:
             self._node(node)
         shown = self.graph.results if not self.path else ()
         for i, value in enumerate(shown):
-            if value in self.made_by:
+            if value.node is not None or value in self.made_by:
                 box = self._box("output", (f"result {i}", str(value.type)), None)
                 self._add(box, (value,))
         return _placed(self.parts, self.edges)
@@ -105,7 +111,8 @@ class _Drawer:
         else:
             lines = (_label(node, self.folded), _type_and_line(node))
             self._add(self._box("node", lines, node), node.inputs)
-        self.made_by.update(dict.fromkeys(node.outputs, len(self.parts) - 1))
+        drawn = [v for v in node.outputs if v not in self.folded]
+        self.made_by.update(dict.fromkeys(drawn, len(self.parts) - 1))
 
     def _body(self, node: Node, body: Graph) -> Drawing:
         outside = [self.folded.get(v, "") for v in node.inputs]
@@ -116,7 +123,7 @@ class _Drawer:
     def _box(self, kind: str, lines: Sequence[str], value: Value | Node | None) -> Box:
         cut = tuple(map(_cut, lines))
         title = node_text(value, self.names) if isinstance(value, Node) else " : ".join(lines)
-        return Box(kind, cut, title, max(map(len, cut)) * CHARACTER + 2 * PADDING,
+        return Box(kind, cut, title, max(map(len, cut)) * CHARACTER + 2 * PADDING + MARK,
                    len(cut) * LINE + PADDING, value, self.path)
 
     def _add(self, box: Box, reads: Sequence[Value] = (), inner: Drawing | None = None) -> None:
@@ -130,11 +137,14 @@ def _cut(line: str) -> str:
 
 
 def _label(node: Node, folded: dict[Value, str]) -> str:
+    """The op, the folded values that it reads, and those that it makes."""
     if node.name == "repeat":
         return f"repeat, {node.attr['turns']} turns"
     names = list(dict.fromkeys(folded[v] for v in node.inputs if v in folded))
+    made = [folded[v] for v in node.outputs if v in folded]
     more = f" +{len(names) - NAMED}" if len(names) > NAMED else ""
-    return f"{node.name} {', '.join(names[:NAMED])}{more}".rstrip()
+    label = f"{node.name} {', '.join(names[:NAMED])}{more}".rstrip()
+    return f"{label} → {', '.join(made)}" if made else label
 
 
 def _type_and_line(node: Node) -> str:

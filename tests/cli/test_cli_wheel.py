@@ -48,6 +48,8 @@ def test_wheel_holds_what_is_read_at_run_time(wheel: Path) -> None:
     for path in (p for top in ("graphdsl", "backends") for p in (ROOT / top).rglob("*.py")):
         place = path.relative_to(ROOT)
         assert str(place if place.parts[0] == "graphdsl" else "graphdsl" / place) in names
+    for path in (ROOT / "graphdsl" / "seeing" / "templates").iterdir():
+        assert f"graphdsl/seeing/templates/{path.name}" in names
     assert "graphdsl/runtime/abi.h" in names
     assert any(name.startswith("graphdsl/runtime/_native.") for name in names)
 

@@ -42,11 +42,11 @@ function addCanvas(section) {
     const box = canvas.getBoundingClientRect();
     zoom(factor, box.width / 2, box.height / 2);
   };
-  canvas.append(svg, element("div", { class: "zoom" },
+  canvas.append(svg);
+  section.append(canvas, element("div", { class: "zoom" },
     element("button", { type: "button", title: "nearer", onclick: middle(1.25) }, "+"),
     element("button", { type: "button", title: "farther", onclick: middle(0.8) }, "−"),
     element("button", { type: "button", title: "all of it", onclick: fit }, "fit")));
-  section.append(canvas);
   addGestures(canvas, seen, draw, zoom);
   new ResizeObserver(draw).observe(canvas);
   start();
@@ -60,7 +60,7 @@ function addGestures(canvas, seen, draw, zoom) {
     zoom(Math.exp(-event.deltaY / 500), event.clientX - box.left, event.clientY - box.top);
   }, { passive: false });
   canvas.addEventListener("pointerdown", (event) => {
-    if (!event.target.closest("button")) grip = { x: event.clientX, y: event.clientY, far: false };
+    grip = { x: event.clientX, y: event.clientY, far: false };
   });
   canvas.addEventListener("pointermove", (event) => {
     if (!grip || !event.buttons) return;

@@ -1,6 +1,7 @@
 function fillPanel(stage, row) {
   const fact = stages[stage].rows[row], panel = byId("panel");
-  const names = (fact.makes ?? []).map((made) => made[0]).join(", ");
+  const all = (fact.makes ?? []).map((made) => made[0]);
+  const names = all.slice(0, 4).join(", ") + (all.length > 4 ? ", …" : "");
   const title = element("div", { class: "title" }, element("h2", {}, `${fact.op} `, names),
     ...badges(stage, row),
     element("button", { type: "button", class: "close", title: "Escape", onclick: close },

@@ -9,7 +9,7 @@ from typing import Any
 from graphdsl.ir import Value
 from graphdsl.ops.attention import attention
 from graphdsl.ops.math import logical_and, where
-from graphdsl.ops.shape import arange, expand, repeat_interleave
+from graphdsl.ops.shape import arange, expand, repeat_interleave, transpose
 from graphdsl.passes import weighted
 from graphdsl.passes.masks import KEYS, TOKENS, Condition, Form, Mask, Reader, Term, placed
 from graphdsl.passes.match import NoMatch
@@ -29,6 +29,40 @@ def _changed(site: Site, operands: Mapping[str, Value | None] | None = None,
     kept = {n: v for n, v in site.attr.items() if n != "given"}
     y: Value = attention(**{**_operands(site), **(operands or {})}, **{**kept, **attrs})
     return [y]
+
+
+class CacheAsItLies(LocalRule):
+    """k and v that are turned and turned back are read where they lie: in a KV cache, whose layout
+    is a part of its type."""
+
+    roots = (attention,)
+    needs = frozenset((transpose,))
+    shapes = "q[b, t, 4, 8], k[b, s, 2, 8], v[b, s, 2, e]"
+
+    @staticmethod
+    def before(q: Value, k: Value, v: Value) -> Any:
+        there, back = (0, 2, 3, 1), (0, 3, 1, 2)
+        keys, values = (transpose(transpose(x, order=there), order=back) for x in (k, v))
+        return attention(q, keys, values, causal=False)
+
+    def rewritten(self, site: Site) -> Sequence[Value]:
+        given = _operands(site)
+        lying = {name: _turned_back(site, given[name]) for name in "kv"}
+        if lying == {name: given[name] for name in "kv"}:
+            raise NoMatch("neither k nor v is turned and turned back")
+        return _changed(site, lying)
+
+
+def _turned_back(site: Site, x: Value) -> Value:
+    """What two transposes were made of that undo one another; x itself where there are none."""
+    outer = x.node
+    if outer is None or outer.op is not transpose:
+        return x
+    inner = site.overlay.inputs(outer)[0].node
+    if inner is None or inner.op is not transpose:
+        return x
+    order = [inner.attr["order"][axis] for axis in outer.attr["order"]]
+    return site.overlay.inputs(inner)[0] if order == sorted(order) else x
 
 
 class SharedHeads(LocalRule):
@@ -177,4 +211,4 @@ class WindowMask(LocalRule):
 
 
 RULES: tuple[Rule, ...] = (
-    *weighted.RULES, SharedHeads(), BoolMask(), CausalMask(), WindowMask())
+    *weighted.RULES, CacheAsItLies(), SharedHeads(), BoolMask(), CausalMask(), WindowMask())

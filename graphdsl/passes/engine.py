@@ -80,10 +80,12 @@ class _Engine:
             self.note(rule, node, failure)
             return False
         touched = {v for n in found.nodes for v in self.overlay.inputs(n)}
+        fresh = self.overlay.fresh(new)
         self.overlay.replace(found.values, new, found.nodes)
-        self.fired.append(Fired(rule.name, node.loc, node.scope))
+        lines = tuple(dict.fromkeys(n.loc for n in found.nodes))
+        self.fired.append(Fired(rule.name, node.loc, node.scope, lines))
         self.missed.pop((node, rule.name), None)
-        self.push(self.near([*new, *touched], self.depth))
+        self.push([*fresh, *self.near([*new, *touched], self.depth)])
         return True
 
     def made(self, rule: Rule, node: Node, found: Candidate) -> tuple[Value, ...]:

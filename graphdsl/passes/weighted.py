@@ -7,6 +7,7 @@ outside in: casts, masks, a soft cap, scales. When the product of q and k is rea
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from graphdsl.ir import Value
@@ -305,7 +306,9 @@ class Attend(FusionRule):
         heads_last = [transpose(q, order=HEADS_FIRST), transpose(k, order=(0, 3, 1, 2)),
                       transpose(v, order=HEADS_FIRST)]
         given = None if is_number(mask, 0) else mask
-        y = attention(*heads_last, mask=given, causal=False, scale=scale, softcap=softcap)
+        usual = isinstance(d := q.shape[-1], int) and math.isclose(scale, d ** -0.5)
+        y = attention(*heads_last, mask=given, causal=False,
+                      scale=None if usual else scale, softcap=softcap)
         return transpose(y, order=HEADS_FIRST)
 
     def when(self, m: Match) -> None:

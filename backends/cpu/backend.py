@@ -122,9 +122,11 @@ class CPU:
                        for i, v in enumerate(n.inputs) if v is leaf)
         if node.name in ("attention", "kv_append", *TAKEN):
             return _strides_matter(node.inputs[index], ref)
-        if node.name == "expert_linear" and index == 0:
-            ref, _ = shared_rows(ref)
-        if node.name in ("matmul_nt", "matmul_epilogue", "expert_linear"):
+        if node.name == "expert_linear":
+            row = shared_rows(ref)[0]
+            return not (row.unit_columns and has_single_row_stride(row) if index == 0
+                        else ref.is_dense)
+        if node.name in ("matmul_nt", "matmul_epilogue"):
             return not (ref.unit_columns and has_single_row_stride(ref))
         return not ref.is_dense
 
@@ -144,7 +146,7 @@ class CPU:
         if node.name == "matmul_epilogue" or (node.name == "matmul_nt"
                                               and node.inputs[1].is_param):
             return matmul_scratch(node, "threads")
-        if node.name == "expert_linear":
+        if node.name == "expert_linear" and node.inputs[1].is_param:
             x, w = inputs[:2]
             return (f"expert_scratch({product(x.shape[:-1])}, {w.shape[0]}, {Poly.of(x.shape[-1])},"
                     " threads)")

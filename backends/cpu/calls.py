@@ -238,7 +238,9 @@ def _expert_linear(call: Call, scratch: str) -> list[str]:
     _, out_stride = rows_of(out)
     members = [address(x), stride, shared, address(w), address(ids), product(x.shape[:-1]),
                *w.shape]
-    return [f"expert_linear(team, ExpertLinear<{CTYPES[x.dtype]}>{_array(members)}, {scratch}, "
+    packed = call.node.inputs[1].is_param
+    name, room = ("expert_linear", f"{scratch}, ") if packed else ("expert_linear_plain", "")
+    return [f"{name}(team, ExpertLinear<{CTYPES[x.dtype]}>{_array(members)}, {room}"
             "[&](i64 row, i64 i, auto lanes, F sum) {",
             f"  store({address(out)} + row * {out_stride} + i, sum, lanes);", "});"]
 

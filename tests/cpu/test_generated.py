@@ -218,6 +218,30 @@ def test_mixture_of_experts(compare: Any) -> None:
     compare(trace(Experts()), sizes=SIZES)
 
 
+class SharedExperts(Layer):
+    """Three of five experts for every token, whose row they share; then weights that are no params
+    and ids that say nothing of what is in a row."""
+
+    signature = ("x[batch, tokens, hidden], w[3, hidden, hidden], ids[batch, tokens]:i32"
+                 " -> y[batch, tokens, hidden]")
+
+    def __init__(self) -> None:
+        self.config = Config()
+        self.router = Param(5, 40)
+        self.experts = Param(5, 40, 40)
+
+    def forward(self, x: Value, w: Value, ids: Value) -> Value:
+        _, chosen = topk(softmax(linear(x, self.router)), k=3)
+        rows = expand(x[:, :, None], shape=(*chosen.shape, 40))
+        made = expert_linear(rows, self.experts, chosen)
+        y: Value = made[:, :, 0] + made[:, :, 1] * made[:, :, 2]
+        return y + expert_linear(x, transpose(w, order=(0, 2, 1)), ids)
+
+
+def test_a_row_is_shared_and_weights_may_be_inputs(compare: Any) -> None:
+    compare(trace(SharedExperts()), sizes=SIZES)
+
+
 class Cached(Layer):
     """Appends to a cache of two heads and reads it with four."""
 

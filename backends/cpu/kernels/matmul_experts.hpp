@@ -161,4 +161,24 @@ void expert_linear(const Team& team, const ExpertLinear<T>& p, char* scratch, Ep
   });
 }
 
+// The same for row-major weights, which are no params: right, and not fast.
+template <class T, class Epi>
+GD_NOINLINE void expert_linear_plain(const Team& team, const ExpertLinear<T>& p, Epi epi) {
+  const Range mine = team.share(p.rows);
+  for (i64 r = mine.begin; r < mine.end; ++r)
+    for_lanes(p.n, [&](i64 column, auto l) {
+      F sums = splat(0.0f);
+      const bool there = p.ids[r] >= 0 && p.ids[r] < p.experts;
+      for (int i = 0; there && i < lane_count(l); ++i) {
+        const T* w = p.w + (p.ids[r] * p.n + column + i) * p.k;
+        F products = splat(0.0f);
+        for_lanes(p.k, [&](i64 k, auto m) {
+          products = fma(load(p.row(r) + k, m), load(w + k, m), products);
+        });
+        sums[i] = sum(products);
+      }
+      epi(r, column, l, sums);
+    });
+}
+
 }  // namespace gd

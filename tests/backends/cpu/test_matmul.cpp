@@ -131,6 +131,14 @@ static void test_experts(int threads, i64 rows, i64 experts, i64 n, i64 k, i64 s
     for (i64 c = 0; c < n; ++c)
       want.push_back(id[r] < 0 ? 0 : dot(x, r / shared * k, w, (id[r] * n + c) * k, k));
   close(y, want, tolerance<T>, "expert_linear", rows, n, k);
+  auto plain = filled<T>(rows * n, 99);
+  const gd::ExpertLinear<T> same = {x.get(), k, shared, w.get(), id.get(), rows, experts, n, k};
+  gd::run_team(threads, [&](const Team& team) {
+    gd::expert_linear_plain(team, same, [&](i64 r, i64 c, auto l, F sum) {
+      gd::store(plain.get() + r * n + c, sum, l);
+    });
+  });
+  close(plain, want, tolerance<T>, "expert_linear_plain", rows, n, k);
 }
 
 template <class T> static void test_all(int threads) {

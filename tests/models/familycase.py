@@ -79,12 +79,18 @@ class Trial:
 
 def drawn_trial(draw: Draw, seed: int, folder: Path) -> Trial:
     """The model of config number `seed`, with random weights, written to a folder and opened."""
-    config = draw(random.Random(seed))
-    torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
-    randomise(model)
+    model = random_model(draw(random.Random(seed)), seed)
     model.save_pretrained(folder)
     return opened_trial(seed, model, folder)
+
+
+def random_model(config: Any, seed: int) -> Any:
+    """A model of transformers with random weights, every part of it written as plain maths."""
+    torch.manual_seed(seed)
+    model: Any = AutoModelForCausalLM.from_config(
+        config, attn_implementation="eager", experts_implementation="eager").eval()
+    randomise(model)
+    return model
 
 
 def opened_trial(seed: int, model: Any, folder: Path) -> Trial:

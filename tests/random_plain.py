@@ -29,7 +29,7 @@ from graphdsl.ops.math import (
 )
 from graphdsl.ops.norm import layer_norm, rms_norm, softmax
 from graphdsl.ops.position import rope
-from graphdsl.ops.shape import concat, expand, reshape, transpose
+from graphdsl.ops.shape import concat, expand, repeat_interleave, reshape, transpose
 
 Draw = random.Random
 
@@ -201,8 +201,10 @@ def spelled_rope(draw: Draw, x: Value, cos: Value, sin: Value, *, interleaved: b
     r, d = cos.shape[-1], x.shape[-1]
     assert isinstance(r, int)
     assert isinstance(d, int)
-    if interleaved or draw.random() < 0.3:
+    if draw.random() < 0.3:
         return rope(x, cos, sin, interleaved=interleaved)
+    if interleaved:
+        return _paired_rope(draw, x, cos, sin)
     h = as_dtype(x, "f32")
     turning = h[..., :2 * r]
     c, s = cos[:, :, None], sin[:, :, None]
@@ -219,6 +221,35 @@ def spelled_rope(draw: Draw, x: Value, cos: Value, sin: Value, *, interleaved: b
         return made
 
     turned = draw.choice([by_halves, by_rotation])()
+    whole = turned if 2 * r == d else concat(turned, h[..., 2 * r:], axis=-1)
+    return as_dtype(whole, x.dtype)
+
+
+def _paired_rope(draw: Draw, x: Value, cos: Value, sin: Value) -> Value:
+    """rope of channels 2i and 2i + 1: by pairs, by columns, or by a rotation of the whole."""
+    h, (b, t, n, d), r = as_dtype(x, "f32"), x.shape, _whole(cos.shape[-1])
+    part = h[..., :2 * r] if draw.random() < 0.5 or 2 * r < _whole(d) else h
+    two = reshape(part, shape=(b, t, n, r, 2))
+
+    def by_pairs() -> Value:
+        c, s, first, second = cos[:, :, None], sin[:, :, None], two[..., 0], two[..., 1]
+        made: Value = concat((first * c - second * s)[..., None],
+                             (second * c + first * s)[..., None], axis=4)
+        return made
+
+    def by_columns() -> Value:
+        c, s = (table[:, :, None, :, None] for table in (cos, sin))
+        first, second = two[..., 0:1], two[..., 1:2]
+        made: Value = concat(first * c - second * s, second * c + first * s, axis=-1)
+        return made
+
+    def by_rotation() -> Value:
+        c, s = (repeat_interleave(table, n=2, axis=2)[:, :, None] for table in (cos, sin))
+        turned = concat(-two[..., 1:2], two[..., 0:1], axis=-1)
+        made: Value = part * c + reshape(turned, shape=part.shape) * s
+        return made
+
+    turned = reshape(draw.choice([by_pairs, by_columns, by_rotation])(), shape=part.shape)
     whole = turned if 2 * r == d else concat(turned, h[..., 2 * r:], axis=-1)
     return as_dtype(whole, x.dtype)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Protocol
 
 from random_soup import Soup, Step
 from random_spelled import whole
@@ -14,10 +15,16 @@ from graphdsl.ops.linear import linear
 from graphdsl.ops.math import cast, reduce_max, tanh
 from graphdsl.ops.search import argmax
 from graphdsl.ops.shape import reshape, transpose
-from graphdsl.passes.rules import FusionRule, GroupRule
+from graphdsl.passes.rules import Rule
 from graphdsl.signature import Term, parse_terms
 
-Example = FusionRule | GroupRule
+
+class Example(Rule, Protocol):
+    """A rule that says what it looks for."""
+
+    shapes: ClassVar[str]
+    attributes: ClassVar[Mapping[str, Sequence[Any]]]
+    before: Callable[..., Any]
 
 
 def example_of(rule: Example) -> Step:
@@ -36,7 +43,7 @@ def example_of(rule: Example) -> Step:
         _keep_state(s, results)
         first, *others = results
         s.full += others
-        if s.draw.random() < 0.3:
+        if s.draw.random() < 0.15:
             s.full += _inner(s, first)
         return first
 
@@ -62,7 +69,7 @@ def _operand(s: Soup, term: Term, sizes: dict[str, tuple[Size, ...]], is_param: 
         return s.cache(*shape)
     if dtype == "i32" and len(shape) == 2:
         return s.positions if "position" in term.name else argmax(s.any())
-    if len(fixed) == len(shape) and dtype in FLOATS:
+    if len(fixed) == len(shape) < 4 and dtype in FLOATS:
         return s.param(*fixed, dtype=dtype)
     if is_param or shape[:2] != s.x.shape[:2] or len(fixed) != len(shape) - 2:
         return s.input(f"{term.name}{'x'.join(map(str, shape))}{dtype}", dtype, *shape)

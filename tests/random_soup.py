@@ -6,7 +6,7 @@ Values stay of moderate size whatever is drawn, so that outputs can be compared 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -262,17 +262,23 @@ STEPS: Steps = (
 """What a soup is made of, and how often."""
 
 
-def soup(name: str, draw: random.Random, dtype: str, steps: Steps, most: int) -> Graph:
-    """A graph of up to `most` random steps with one to three outputs."""
+def soup(name: str, draw: random.Random, dtype: str, steps: Steps, most: int,
+         certain: Sequence[Step] = ()) -> Graph:
+    """A graph of up to `most` random steps with one to three outputs; the `certain` steps are
+    among them, and what they make are outputs too."""
     width = draw.choice([6, 8, 12, 16])
     x = Value(TensorType((BATCH, TOKENS, width), dtype), name="x")
-    made_of = Soup(draw, dtype, width, x, full=[x], inputs=[x])
+    s = Soup(draw, dtype, width, x, full=[x], inputs=[x])
     makers, weights = zip(*steps, strict=True)
-    for step in draw.choices(makers, weights, k=draw.randint(4, most)):
-        made_of.full.append(step(made_of))
-    made = [v for v in made_of.full[1:] if v.node]
-    made += [r for r in made_of.rows if draw.random() < 0.2]
-    outputs = dict.fromkeys([made_of.full[-1],
+    todo = [*draw.choices(makers, weights, k=draw.randint(4, most)), *certain]
+    draw.shuffle(todo)
+    kept = []
+    for step in todo:
+        s.full.append(step(s))
+        kept += [s.full[-1]] if step in certain else []
+    made = [v for v in s.full[1:] if v.node]
+    made += [r for r in s.rows if draw.random() < 0.2]
+    outputs = dict.fromkeys([s.full[-1], *kept,
                              *draw.sample(made, min(len(made), draw.randint(0, 2)))])
-    return Graph(name, tuple(made_of.inputs), tuple(made_of.params), tuple(made_of.state),
-                 (*(v for v in outputs if v.node), *made_of.state.values()))
+    return Graph(name, tuple(s.inputs), tuple(s.params), tuple(s.state),
+                 (*(v for v in outputs if v.node), *s.state.values()))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,8 @@ SMALL = {"batch": 2, "tokens": 5, "slots": 11}
 
 POSITIONED = {"kv_append": 2, "rope_append": 5, "norm_rope_append": 5, "rope_angles": 0}
 """Ops with an operand that says where tokens stand."""
+
+COMPARISONS = {"less", "less_equal", "greater", "greater_equal"}
 
 INDEXED = {"embedding": (0, 1, 0), "gather": (1, 0, 0), "take_rows": (1, 0, 1),
            "expert_linear": (2, 1, 0)}
@@ -37,8 +39,8 @@ class Samples:
 def samples(graph: Graph, seed: int, dims: Mapping[str, int] | None = None, *, past: int = 0,
             padded: bool = True) -> Samples:
     """Random tensors for `graph`: small sizes within the bounds of its dims, positions that fit
-    the caches and begin at `past` (the last sequence is padded on the left if `padded`), indices
-    that fit their tables."""
+    the caches and begin at `past` (the last sequence is padded on the left if `padded`, and no
+    row that is taken is of padding), indices that fit their tables."""
     generator = torch.Generator().manual_seed(seed)
     sizes = small_dims(graph) | dict(dims or {})
     limits = dict(_limits(graph))
@@ -47,7 +49,12 @@ def samples(graph: Graph, seed: int, dims: Mapping[str, int] | None = None, *, p
         return {v.name: _positions(v, sizes, past, padded) if limits.get(v, 4) is None
                 else _sample(v, sizes, limits, generator) for v in leaves}
 
-    return Samples(tensors(graph.inputs), tensors(graph.params), tensors(graph.state), sizes)
+    inputs = tensors(graph.inputs)
+    for node in graph.nodes:
+        rows = inputs.get(node.inputs[1].name) if node.name == "take_rows" else None
+        if padded and rows is not None and size_value(node.inputs[0].shape[1], sizes) > 1:
+            inputs[node.inputs[1].name] = rows.clamp(min=1)
+    return Samples(inputs, tensors(graph.params), tensors(graph.state), sizes)
 
 
 def small_dims(graph: Graph) -> dict[str, int]:
@@ -116,3 +123,23 @@ def reference_outputs(graph: Graph, given: Samples, recipes: Mapping[str, Graph]
         params[name] = run(recipe, {}, given.params, exact=exact)[0]
     return run(graph, given.inputs, params, given.state, exact=exact)
 
+
+
+def without_padding(graph: Graph, given: Samples, outputs: Sequence[Tensor]) -> list[Tensor]:
+    """`outputs` of `graph` as they are compared. The rows of padding mean nothing: where a graph
+    masks attention by its own maths, they are something else than the 0 of `attention`, so in a
+    graph that compares numbers they become 0 in every result [batch, tokens, ...]."""
+    positions = [v for v, limit in _limits(graph) if limit is None and v in graph.inputs]
+    compared = list(outputs)
+    for i, value in enumerate(graph.results if _compares(graph) else ()):
+        for leaf in positions:
+            if value.shape[:2] == leaf.shape:
+                padding = given.inputs[leaf.name] < 0
+                wide = padding.reshape(*padding.shape, *[1] * (len(value.shape) - 2))
+                compared[i] = compared[i].masked_fill(wide, 0)
+    return compared
+
+
+def _compares(graph: Graph) -> bool:
+    return any(n.name in COMPARISONS or (n.body is not None and _compares(n.body))
+               for n in graph.nodes)

@@ -218,6 +218,11 @@ def test_all_three_end_in_one_graph(dtype: str) -> None:
         assert found[way].replace(way.__name__, "Library") == wanted
 
 
+@pytest.mark.parametrize("way", [Kernels, Transcribed])
+def test_every_pass_is_verified(way: type[LlamaLayer]) -> None:
+    run_pipeline(trace(way(SMALL)), CPU().target, verify=True)
+
+
 @pytest.mark.parametrize("dtype", ["f32", "bf16"])
 @pytest.mark.parametrize("way", [Kernels, Transcribed])
 def test_the_numbers_are_those_of_the_library(way: type[LlamaLayer], dtype: str) -> None:

@@ -38,7 +38,7 @@ def _refuse_quantised(fields: Fields) -> None:
         raise GraphError(
             f"{fields.path}: the weights are quantised ({method}); wanted: f32, bf16 or f16"
             " weights",
-            hint="use the unquantised model, or a GGUF file of it",
+            hint="use the unquantised model; a Llama also comes as a GGUF file",
         )
 
 

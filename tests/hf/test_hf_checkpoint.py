@@ -14,6 +14,7 @@ from transformers import LlamaForCausalLM
 
 from graphdsl.errors import GraphError
 from graphdsl.hf.checkpoint import Checkpoint, open_checkpoint
+from graphdsl.hf.families import READERS
 from graphdsl.ops.position import rope_frequencies
 
 
@@ -130,7 +131,7 @@ def test_weights_that_the_model_does_not_know_do_not_matter(folder: Path) -> Non
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "gpt_neox"}, "model_type is 'gpt_neox'; supported: llama"),
+        ({"model_type": "gpt_neox"}, "'gpt_neox'; supported: " + ", ".join(READERS)),
         ({"model_type": None}, "'model_type' is missing"),
         ({"hidden_size": None}, "'hidden_size' is missing"),
         ({"hidden_size": "64"}, "'hidden_size' is '64'; wanted: a whole number"),

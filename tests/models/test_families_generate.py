@@ -1,4 +1,5 @@
-"""graphdsl generate on a folder of every family gives the tokens of transformers' generate."""
+"""What a folder of every family is good for: graphdsl generate gives the tokens of transformers'
+generate; embeddings go in and hidden states come out."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from familycase import Draw, one_thread, random_model
+from familycase import Draw, check_variants, one_thread, random_model
 from test_families_gemma import gemma
 from test_families_glm import glm, glm4
 from test_families_gpt2 import gpt2
@@ -75,3 +76,8 @@ def test_greedy_tokens(name: str, tmp_path: Path, options: BuildOptions,
     together = open_model(tmp_path, options).generate(
         PROMPTS, sampling=Sampling(NEW, min_new_tokens=NEW, greedy=True, eos=(1,)))
     assert [list(row) for row in together.ids] == expected
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_embeddings_and_hidden_states(name: str, tmp_path: Path) -> None:
+    check_variants(DRAWS[name], SEED, tmp_path)

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from familycase import SEEDS, Draw, check_cpu, check_seed, check_variants
+from familycase import SEEDS, Draw, check_cpu, check_seed
 from transformers import LlamaConfig, MistralConfig
 
 from graphdsl.builder import BuildOptions
+from graphdsl.errors import GraphError
+from graphdsl.hf.families.llama import read_mistral
+from graphdsl.hf.fields import Fields
 
 SCALINGS = ({"rope_type": "default"}, {"rope_type": "linear", "factor": 2.0},
             {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
@@ -52,6 +55,28 @@ def test_cpu(draw: Draw, cpu_seeds: range, tmp_path: Path, options: BuildOptions
     check_cpu(draw, cpu_seeds, tmp_path, options)
 
 
-@pytest.mark.parametrize("draw", [llama, mistral])
-def test_embeddings_and_hidden_states(draw: Draw, tmp_path: Path) -> None:
-    check_variants(draw, 0, tmp_path)
+PLAIN = {"vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 4,
+         "intermediate_size": 8}
+
+
+def mistral_of(**changes: Any) -> Any:
+    return read_mistral(Fields(Path("config.json"), {**PLAIN, **changes})).config
+
+
+def test_the_window_of_mistral() -> None:
+    """The first Mistral had one, later ones say null."""
+    assert mistral_of().window == 4096
+    assert mistral_of(sliding_window=None).window == 0
+    assert mistral_of(sliding_window=3).window == 3
+
+
+@pytest.mark.parametrize(("change", "found"), [
+    ({"sliding_window": 0}, "'sliding_window' is 0; wanted: at least 1, or null"),
+    ({"sliding_window": -1}, "'sliding_window' is -1; wanted: at least 1, or null"),
+    ({"hidden_act": "gelu"}, "'hidden_act' is 'gelu'; supported: 'silu'"),
+    ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "rope scaling of type 'yarn'")])
+def test_mistral_refused(change: dict[str, Any], found: str) -> None:
+    with pytest.raises(GraphError) as caught:
+        mistral_of(**change)
+    assert caught.value.message.startswith("config.json: ")
+    assert found in caught.value.message

@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from familycase import SEEDS, Draw, check_cpu, check_seed, check_variants
+from familycase import SEEDS, Draw, check_cpu, check_seed
 from test_families_llama import sizes
 from transformers import Qwen2Config, Qwen3Config
 
 from graphdsl.builder import BuildOptions
+from graphdsl.errors import GraphError
+from graphdsl.hf.families.qwen import read_qwen2, read_qwen3
+from graphdsl.hf.fields import Fields
 
 
 def windows(dice: random.Random, layers: int) -> dict[str, Any]:
@@ -52,6 +55,43 @@ def test_cpu(draw: Draw, cpu_seeds: range, tmp_path: Path, options: BuildOptions
     check_cpu(draw, cpu_seeds, tmp_path, options)
 
 
-@pytest.mark.parametrize("draw", [qwen2, qwen3])
-def test_embeddings_and_hidden_states(draw: Draw, tmp_path: Path) -> None:
-    check_variants(draw, 0, tmp_path)
+PLAIN = {"vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 4, "num_attention_heads": 4,
+         "num_key_value_heads": 2, "intermediate_size": 8, "use_sliding_window": True,
+         "sliding_window": 4, "max_window_layers": 3}
+
+
+def config_of(**changes: Any) -> Any:
+    return read_qwen3(Fields(Path("config.json"), {**PLAIN, **changes})).config
+
+
+def test_which_layers_slide() -> None:
+    listed = ["sliding_attention", "full_attention", "full_attention", "sliding_attention"]
+    assert (config_of().window, config_of().sliding) == (4, (3,))
+    assert config_of(layer_types=listed).sliding == (0, 3)
+    for none in (config_of(use_sliding_window=False), config_of(sliding_window=None),
+                 config_of(max_window_layers=4)):
+        assert (none.window, none.sliding) == (0, ())
+
+
+def test_what_the_file_does_not_say() -> None:
+    assert config_of().head_dim == 128
+    assert read_qwen2(Fields(Path("config.json"), PLAIN)).config.head_dim == 2
+    assert not config_of().tied
+
+
+@pytest.mark.parametrize(("change", "found"), [
+    ({"attention_bias": True}, "'attention_bias' is true; supported: Qwen3 models without biases"),
+    ({"hidden_act": "gelu"}, "'hidden_act' is 'gelu'; supported: 'silu'"),
+    ({"sliding_window": 0}, "'sliding_window' is 0; wanted: at least 1, or null"),
+    ({"layer_types": ["full_attention"]}, "'layer_types' has 1 entries; wanted: 4"),
+    ({"layer_types": ["linear_attention"] * 4}, "a layer type is 'linear_attention'; wanted: slid"),
+    ({"layer_types": ["sliding_attention"] * 4, "sliding_window": None}, "has sliding layers; wan"),
+    ({"layer_types": ["sliding_attention"] * 4, "use_sliding_window": False}, "has sliding layers"),
+    ({"num_hidden_layers": 10 ** 9}, "layers is 1000000000; wanted: at most"),
+    ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope scaling of type 'yarn'"),
+    ({"partial_rotary_factor": 0.5}, "'partial_rotary_factor' is not 1")])
+def test_refused(change: dict[str, Any], found: str) -> None:
+    with pytest.raises(GraphError) as caught:
+        config_of(**change)
+    assert caught.value.message.startswith("config.json: ")
+    assert found in caught.value.message

@@ -274,6 +274,10 @@ def trace(layer: Layer | Callable[..., Any] | Graph, dtype: str = "f32") -> Grap
     dims: dict[str, Dim] = {}
     terms = _signature(layer).inputs
     types = [_input_type(layer, term, dims, dtype) for term in terms]
+    taken = {path for path, _ in leaves_of(layer)}
+    for name in (term.name for term in terms if term.name in taken):
+        raise GraphError(f"{type(layer).__name__}: {name} is an input, and self.{name} is another "
+                         "value of that name", class_loc(type(layer)), "rename one of them")
     return _trace_body(layer, types, dtype)
 
 

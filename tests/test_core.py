@@ -295,6 +295,8 @@ def test_layers_called_wrongly_are_refused() -> None:
 
 
 def test_other_mistakes_of_layers() -> None:
+    with pytest.raises(GraphError, match=r"x is an input, and self\.x is another value"):
+        trace(layer_of(SAME, lambda self, x: x, x=Param(8)))
     with pytest.raises(GraphError, match="Made has no forward"):
         trace(type("Made", (Layer,), {"signature": SAME})())
     with pytest.raises(GraphError, match="is neither a Layer nor a Graph"):

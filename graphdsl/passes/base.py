@@ -17,11 +17,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Fired:
-    """A rule that changed the graph, at the user's line."""
+    """A rule that changed the graph, at the user's line; `lines` are those of all that it took."""
 
     rule: str
     loc: Loc | None
     scope: str = ""
+    lines: tuple[Loc | None, ...] = ()
 
     def __str__(self) -> str:
         place = f" at {self.loc}" if self.loc else ""

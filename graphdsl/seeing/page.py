@@ -12,7 +12,7 @@ from graphdsl.passes.pipeline import PassReport
 from graphdsl.printer import operands_text, outputs_text, types_text
 from graphdsl.seeing.drawing import TEMPLATES, Box, svg, templates
 from graphdsl.seeing.facts import Reporter, row_numbers
-from graphdsl.seeing.sites import Entry, is_distant
+from graphdsl.seeing.sites import Entry, entry_text, is_distant
 from graphdsl.seeing.stages import Place, Stage
 
 SCRIPTS = ("data.js", "panel.js", "canvas.js", "page.js")
@@ -101,7 +101,7 @@ def _view(stage: Stage, same: int, report: PassReport | None) -> StageView:
 
 
 def _counted(entries: Sequence[Entry]) -> tuple[str, ...]:
-    lines = [str(entry) for entry in entries if not is_distant(entry)]
+    lines = [entry_text(entry) for entry in entries if not is_distant(entry)]
     return tuple(line if lines.count(line) == 1 else f"{line}, {lines.count(line)} times"
                  for line in dict.fromkeys(lines))
 

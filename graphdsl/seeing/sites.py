@@ -72,9 +72,18 @@ def site_lines(site: Site, lines: Lines) -> Iterable[str]:
     yield f"{site.loc}  {source}".rstrip() if site.loc else "at no line"
     for name, entry, count in site.entries:
         kind = "fired " if isinstance(entry, Fired) else "missed"
-        yield f"  {kind}  {entry} [{name}]{f', {times(count)}' if count > 1 else ''}"
+        often = f", {times(count)}" if count > 1 else ""
+        yield f"  {kind}  {entry_text(entry)} [{name}]{often}"
         if isinstance(entry, Missed) and entry.at and entry.at != entry.loc:
             yield f"          {entry.at}  {lines.text(entry.at)}".rstrip()
+
+
+def entry_text(entry: Entry) -> str:
+    """An entry, with the other lines of what a rule took."""
+    if isinstance(entry, Missed):
+        return str(entry)
+    others = dict.fromkeys(str(loc) for loc in entry.lines if loc and loc != entry.loc)
+    return f"{entry}, with {', '.join(others)}" if others else str(entry)
 
 
 def counts(found: Sequence[Site]) -> tuple[int, int]:

@@ -27,7 +27,8 @@ def told(*reports: PassReport, rule: str = "") -> list[str]:
 
 
 def test_lines_of_a_file_in_order_and_what_has_none_last() -> None:
-    assert told(report("one", Fired("B", Loc(FILE, 12)), Fired("A", Loc(FILE, 3)),
+    taken = (Loc(FILE, 12), Loc(FILE, 9), None, Loc(OTHER, 1))
+    assert told(report("one", Fired("B", Loc(FILE, 12), "", taken), Fired("A", Loc(FILE, 3)),
                        Fired("K", None, "kv.k")),
                 report("two", Missed("C", Loc(FILE, 3), "attn", "why not", Loc(FILE, 2)),
                        Fired("D", Loc(OTHER, 1)), Fired("E", Loc(FILE, 3)))) == [
@@ -37,7 +38,7 @@ def test_lines_of_a_file_in_order_and_what_has_none_last() -> None:
         "  missed  C at layer.py:3 (attn): why not (made at layer.py:2) [two]",
         "          layer.py:2",
         "layer.py:12",
-        "  fired   B at layer.py:12 [one]",
+        "  fired   B at layer.py:12, with layer.py:9, other.py:1 [one]",
         "other.py:1",
         "  fired   D at other.py:1 [two]",
         "at no line",

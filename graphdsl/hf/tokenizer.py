@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from graphdsl.errors import GraphError
 from graphdsl.hf.extras import need, tokenizer_errors
-from graphdsl.hf.fields import read_json
+from graphdsl.hf.fields import Fields, read_json
 from graphdsl.hf.gguf_header import read_header
 
 
@@ -68,9 +68,22 @@ def _from_folder(folder: Path) -> Any:
             f"{folder}: no tokenizer: neither tokenizer.json nor tokenizer_config.json is there",
             hint="give token ids instead of text (--prompt-ids)",
         )
+    if not file.is_file():
+        _refuse_code(folder / "tokenizer_config.json")
     auto = need("transformers").AutoTokenizer
     with tokenizer_errors(folder, "the tokenizer cannot be read"):
-        return auto.from_pretrained(folder, local_files_only=True)
+        # Not given, transformers would ask on the terminal whether to run code of the folder.
+        return auto.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+def _refuse_code(path: Path) -> None:
+    """Raises GraphError for a tokenizer that is Python code in the folder, as ChatGLM's."""
+    code = Fields(path, read_json(path)).mapping("auto_map").values.get("AutoTokenizer")
+    if code:
+        raise GraphError(
+            f"{path}: the tokenizer is code of the folder's own, which is not run",
+            hint="give token ids and take them (--prompt-ids, --ids)",
+        )
 
 
 def _from_gguf(path: Path, cache: Path, notice: Callable[[str], None]) -> Any:

@@ -145,6 +145,15 @@ def test_a_tokenizer_in_a_gguf_file_is_converted_once(tokenizer: Any, gguf: Path
     assert open_checkpoint(moved).settings.vocab == len(cached)
 
 
+def test_a_tokenizer_that_is_code_is_not_run(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "chatglm"}')
+    (tmp_path / "tokenizer_config.json").write_text(
+        '{"auto_map": {"AutoTokenizer": ["tokenization_own.Own", null]}}')
+    (tmp_path / "tokenization_own.py").write_text("raise SystemExit('this code was run')")
+    with pytest.raises(GraphError, match=r"is code of the folder's own.*\n  hint: give token ids"):
+        load_tokenizer(tmp_path, tmp_path / "cache")
+
+
 def test_a_damaged_entry_of_the_cache_is_made_again(tokenizer: Any, gguf: Path) -> None:
     cache, notices = gguf.parent / "cache", list[str]()
     load_tokenizer(gguf, cache, notices.append)

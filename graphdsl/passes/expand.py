@@ -53,7 +53,7 @@ class _Levels:
 
     def near_misses(self) -> tuple[Missed, ...]:
         """The misses at places where the same rule did not fire on a later level."""
-        fired = {(f.rule, f.loc, _written(f.scope)) for f in self.fired}
+        fired = {(f.rule, loc, _written(f.scope)) for f in self.fired for loc in f.lines}
         first: dict[tuple[str, Loc | None, str], Missed] = {}
         for miss in self.missed:
             if (miss.rule, miss.loc, _written(miss.scope)) not in fired:

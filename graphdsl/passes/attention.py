@@ -197,7 +197,7 @@ class WindowMask(LocalRule):
                 attention(q, k, v, mask=tokens - keys < 2))
 
     def rewritten(self, site: Site) -> Sequence[Value]:
-        _, read = _mask_of(site)
+        mask, read = _mask_of(site)
         positions = _operands(site).get("positions")
         form = Reader(site.overlay).form(positions, (0, TOKENS)) if positions is not None else None
         own = [(None, (TOKENS,))] if form is None else list(form.terms)
@@ -207,7 +207,9 @@ class WindowMask(LocalRule):
             width = condition.form.const if condition.form else 0
             if isinstance(width, int) and width >= 0:
                 return _changed(site, {"mask": read.without(condition).value}, window=width + 1)
-        raise NoMatch("no condition of the mask is key > position - window")
+        site.require(not any(c.form and (None, (KEYS,)) in c.form.terms for c in read.conditions),
+                     "no condition of the mask is key > position - window", mask)
+        raise NoMatch("no condition of the mask is about keys")
 
 
 RULES: tuple[Rule, ...] = (

@@ -41,6 +41,11 @@ class Config:
 GEMMA_3_1B = Config()
 
 
+def plus_one(weight: Value) -> Value:
+    """1 + weight, in f32: a norm of 16 bits by it is rounded once, after the product."""
+    return cast(weight, dtype="f32") + 1.0
+
+
 class GemmaLayer(Layer):
     """Attention, then a gated feed-forward network, each between two norms and added to its
     input."""
@@ -67,21 +72,18 @@ class GemmaLayer(Layer):
         c = self.config
         cos, sin = rope_angles(positions, rotary_dim=c.head_dim, theta=c.theta)
 
-        h = self.norm(x, self.attn_norm)
-        q = self.norm(split_heads(linear(h, self.wq), c.heads), self.q_norm)
-        k = self.norm(split_heads(linear(h, self.wk), c.kv_heads), self.k_norm)
-        v = split_heads(linear(h, self.wv), c.kv_heads)
-        kv = self.kv.append(rope(k, cos, sin), v, positions)
+        h = rms_norm(x, plus_one(self.attn_norm), eps=c.eps)
+        q, k, v = linear(h, self.wq), linear(h, self.wk), linear(h, self.wv)
+        q = rms_norm(split_heads(q, c.heads), plus_one(self.q_norm), eps=c.eps)
+        k = rms_norm(split_heads(k, c.kv_heads), plus_one(self.k_norm), eps=c.eps)
+        kv = self.kv.append(rope(k, cos, sin), split_heads(v, c.kv_heads), positions)
         attended = attention(rope(q, cos, sin), kv.k, kv.v, positions, window=c.window)
-        x = x + self.norm(linear(merge_heads(attended), self.wo), self.attn_out_norm)
+        h = linear(merge_heads(attended), self.wo)
+        x = x + rms_norm(h, plus_one(self.attn_out_norm), eps=c.eps)
 
-        h = self.norm(x, self.ffn_norm)
+        h = rms_norm(x, plus_one(self.ffn_norm), eps=c.eps)
         h = linear(gelu_tanh(linear(h, self.w_gate)) * linear(h, self.w_up), self.w_down)
-        return x + self.norm(h, self.ffn_out_norm)
-
-    def norm(self, x: Value, weight: Value) -> Value:
-        """Multiplies by (1 + weight) in f32 and rounds once, also where x has 16 bits."""
-        return rms_norm(x, cast(weight, dtype="f32") + 1.0, eps=self.config.eps)
+        return x + rms_norm(h, plus_one(self.ffn_out_norm), eps=c.eps)
 
 
 def peer(config: Config) -> tuple[torch.nn.Module, ...]:

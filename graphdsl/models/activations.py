@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from graphdsl.errors import GraphError
-from graphdsl.ir import Value
+from graphdsl.op import Op
 from graphdsl.ops import gelu, gelu_tanh, relu, silu
 
 ACTIVATIONS = {"gelu": gelu, "gelu_python": gelu, "gelu_new": gelu_tanh, "gelu_fast": gelu_tanh,
                "gelu_pytorch_tanh": gelu_tanh, "relu": relu, "silu": silu, "swish": silu}
 
 
-def activation(name: str, x: Value) -> Value:
-    """The activation of this name, of x. Raises GraphError for a name that is not supported."""
+def activation(name: str) -> Op:
+    """The activation of this name. Raises GraphError for one that is not supported."""
     if name not in ACTIVATIONS:
         raise GraphError(f"no activation {name!r}", hint=f"supported: {', '.join(ACTIVATIONS)}")
-    y: Value = ACTIVATIONS[name](x)
-    return y
+    return ACTIVATIONS[name]

@@ -59,7 +59,7 @@ class BertLayer(Layer):
         h = linear(merge_heads(attended), self.wo, self.bo)
         x = layer_norm(h + x, self.attn_norm, self.attn_norm_bias, eps=c.eps)
 
-        h = activation(c.activation, linear(x, self.w_up, self.b_up))
+        h = activation(c.activation)(linear(x, self.w_up, self.b_up))
         h = linear(h, self.w_down, self.b_down)
         y: Value = layer_norm(h + x, self.ffn_norm, self.ffn_norm_bias, eps=c.eps)
         return y

@@ -32,9 +32,9 @@ GEMMA_3_1B = Config(vocab=262144, hidden=1152, layers=26, heads=4, kv_heads=1, h
                     global_layers=(5, 11, 17, 23))
 
 
-def norm(x: Value, weight: Value, eps: float) -> Value:
-    """x[*b, d] / sqrt(mean(x^2) + eps) * (1 + weight[d]) in f32, rounded once to x's dtype."""
-    y: Value = rms_norm(x, cast(weight, dtype="f32") + 1.0, eps=eps)
+def plus_one(weight: Value) -> Value:
+    """1 + weight, in f32: a norm of 16 bits by it is rounded once, after the product."""
+    y: Value = cast(weight, dtype="f32") + 1.0
     return y
 
 
@@ -60,18 +60,18 @@ class GemmaLayer(Layer):
 
     def forward(self, x: Value, positions: Value, cos: Value, sin: Value) -> Value:
         c = self.config
-        h = norm(x, self.attn_norm, c.eps)
-        q = norm(split_heads(linear(h, self.wq), c.heads), self.q_norm, c.eps)
-        k = norm(split_heads(linear(h, self.wk), c.kv_heads), self.k_norm, c.eps)
-        v = split_heads(linear(h, self.wv), c.kv_heads)
-        kv = self.kv.append(rope(k, cos, sin), v, positions)
-        attended = attention(rope(q, cos, sin), kv.k, kv.v, positions, scale=c.scale,
-                             window=self.window)
-        x = x + norm(linear(merge_heads(attended), self.wo), self.attn_out_norm, c.eps)
+        h = rms_norm(x, plus_one(self.attn_norm), eps=c.eps)
+        q, k, v = linear(h, self.wq), linear(h, self.wk), linear(h, self.wv)
+        q = rms_norm(split_heads(q, c.heads), plus_one(self.q_norm), eps=c.eps)
+        k = rms_norm(split_heads(k, c.kv_heads), plus_one(self.k_norm), eps=c.eps)
+        kv = self.kv.append(rope(k, cos, sin), split_heads(v, c.kv_heads), positions)
+        h = attention(rope(q, cos, sin), kv.k, kv.v, positions, scale=c.scale, window=self.window)
+        x = x + rms_norm(linear(merge_heads(h), self.wo), plus_one(self.attn_out_norm), eps=c.eps)
 
-        h = norm(x, self.ffn_norm, c.eps)
-        h = gelu_tanh(linear(h, self.w_gate)) * linear(h, self.w_up)
-        return x + norm(linear(h, self.w_down), self.ffn_out_norm, c.eps)
+        h = rms_norm(x, plus_one(self.ffn_norm), eps=c.eps)
+        h = linear(gelu_tanh(linear(h, self.w_gate)) * linear(h, self.w_up), self.w_down)
+        y: Value = x + rms_norm(h, plus_one(self.ffn_out_norm), eps=c.eps)
+        return y
 
 
 class Gemma(Decoder):
@@ -96,7 +96,8 @@ class Gemma(Decoder):
         return shared[2:] if index in self.config.global_layers else shared[:2]
 
     def last_norm(self, x: Value) -> Value:
-        return norm(x, self.norm, self.config.eps)
+        y: Value = rms_norm(x, plus_one(self.norm), eps=self.config.eps)
+        return y
 
     def logits(self, h: Value) -> Value:
         cap, result = self.config.softcap, super().logits(h)

@@ -50,6 +50,7 @@ def _explain(command: argparse.ArgumentParser) -> None:
     _dtype(command)
     _passes(command)
     command.add_argument("--rule", metavar="NAME", help="only this rule")
+    command.add_argument("--format", choices=("text", "json"), default="text")
 
 
 def _run(command: argparse.ArgumentParser) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections import Counter
 from collections.abc import Sequence
 
@@ -15,7 +16,7 @@ from graphdsl.passes.pipeline import PassReport, run_pipeline
 from graphdsl.placement import report as memory_report
 from graphdsl.plan import make_plan
 from graphdsl.seeing.facts import Lines
-from graphdsl.seeing.sites import counts, distant, site_lines, sites, times
+from graphdsl.seeing.sites import counts, distant, records, site_lines, sites, times
 
 
 def run(args: argparse.Namespace, session: Session) -> int:
@@ -29,6 +30,9 @@ def run(args: argparse.Namespace, session: Session) -> int:
         rules |= {f.rule for f in report.fired} | {m.rule for m in report.missed}
     if args.rule and args.rule not in rules:
         raise GraphError(f"no rule {args.rule}", hint=f"rules: {', '.join(sorted(rules))}")
+    if args.format == "json":
+        say(json.dumps(records(lowered.report, Lines(), args.rule or ""), indent=1))
+        return 0
     summary = _print_sites(lowered.report, args.rule or "")
     if not args.rule:
         plan = make_plan(lowered.graph, lowered.recipes, backend, ordered)

@@ -86,6 +86,26 @@ def entry_text(entry: Entry) -> str:
     return f"{entry}, with {', '.join(others)}" if others else str(entry)
 
 
+def records(reports: Sequence[PassReport], lines: Lines, rule: str = "") -> list[dict[str, object]]:
+    """Everything that fired or nearly did, distant misses too, as plain data in the order of the
+    passes. `matched` is how many nodes of its pattern a miss found."""
+    found: list[dict[str, object]] = []
+    for report in reports:
+        entries: tuple[Entry, ...] = (*report.fired, *report.missed)
+        for entry in (e for e in entries if not rule or e.rule == rule):
+            told: dict[str, object] = {
+                "pass": report.name, "rule": entry.rule, "fired": isinstance(entry, Fired),
+                "line": str(entry.loc or ""), "source": lines.text(entry.loc),
+                "scope": entry.scope}
+            if isinstance(entry, Missed):
+                told |= {"reason": entry.reason, "blame": str(entry.at or ""),
+                         "matched": entry.matched}
+            else:
+                told["lines"] = [str(loc) for loc in dict.fromkeys(entry.lines) if loc]
+            found.append(told)
+    return found
+
+
 def counts(found: Sequence[Site]) -> tuple[int, int]:
     """How often something fired, and how often it nearly did."""
     fired = missed = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,19 @@ def test_a_near_miss_shows_both_lines(here: Path, cli: Cli) -> None:
     assert all("SiluMul" in line for line in only.out.splitlines()
                if line.startswith(("  fired", "  missed")))
     assert only.last == "SiluMul fired 0 times, nearly once"
+
+
+def test_json_tells_everything(cli: Cli) -> None:
+    file = EXAMPLES / "llama_layer.py"
+    told = json.loads(cli("explain", file, "--format", "json").out)
+    merged = next(each for each in told if each["rule"] == "MergeLinears" and each["fired"])
+    assert merged["pass"] == "expand"
+    assert merged["line"].startswith("llama_layer.py:")
+    assert "self.wq" in merged["source"]
+    assert len(merged["lines"]) == 3
+    assert {each["matched"] for each in told if not each["fired"]} >= {1, 2}
+    only = json.loads(cli("explain", file, "--format", "json", "--rule", "AddRMSNorm").out)
+    assert {each["rule"] for each in only} == {"AddRMSNorm"}
 
 
 @pytest.mark.parametrize("name", ["llama_layer", "llama"])

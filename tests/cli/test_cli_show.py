@@ -55,6 +55,15 @@ def test_svg_of_a_graph_without_nodes(here: Path, cli: Cli) -> None:
     assert "<!doctype html>" in cli("show", "layer.py", "--format", "html", "--all").out
 
 
+@pytest.mark.parametrize("file", sorted((Path(__file__).parents[2] / "examples").glob("*.py")),
+                         ids=lambda file: file.stem)
+def test_every_example(file: Path, cli: Cli) -> None:
+    ElementTree.fromstring(cli("show", file, "--after", "memory", "--format", "svg").out)
+    page = data_of(cli("show", file, "--all", "--format", "html").out)
+    assert page["codeNote"] == ""
+    assert any(row.get("code") for stage in page["stages"] for row in stage["rows"])
+
+
 def test_page_is_one_file_and_the_same_every_time(cli: Cli) -> None:
     page = cli("show", "layer.py", "--format", "html", "--all").out
     assert page.lstrip().startswith("<!doctype html>")

@@ -123,16 +123,33 @@ class Browser:
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
-    def click(self, selector: str) -> None:
-        """A click of the mouse in the middle of what `selector` finds first."""
+    def place(self, selector: str) -> tuple[float, float]:
+        """The middle of what `selector` finds first, or a point near its start; it is in sight."""
         x, y = self.run(f"""(() => {{
             const found = document.querySelector({json.dumps(selector)});
             found.scrollIntoView({{block: "nearest", inline: "nearest"}});
             const box = found.getBoundingClientRect();
             return [box.x + Math.min(box.width / 2, 60), box.y + Math.min(box.height / 2, 10)];
         }})()""")
-        for kind in ("mousePressed", "mouseReleased"):
-            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+        return float(x), float(y)
+
+    def mouse(self, kind: str, x: float, y: float) -> None:
+        """One event of the left button: mousePressed, mouseMoved or mouseReleased."""
+        self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", buttons=1,
+                  clickCount=1)
+
+    def click(self, selector: str) -> None:
+        """A click of the mouse."""
+        x, y = self.place(selector)
+        self.mouse("mousePressed", x, y)
+        self.mouse("mouseReleased", x, y)
+
+    def drag(self, selector: str, dx: float, dy: float) -> None:
+        """Presses the button, moves the mouse and lets go."""
+        x, y = self.place(selector)
+        self.mouse("mousePressed", x, y)
+        self.mouse("mouseMoved", x + dx, y + dy)
+        self.mouse("mouseReleased", x + dx, y + dy)
 
     def press(self, key: str) -> None:
         """One key: Tab, Enter, Escape, ArrowRight and the like."""

@@ -192,6 +192,9 @@ def test_drawing(opened: Open) -> None:
     before = browser.run("document.querySelector('.on-right svg').getAttribute('viewBox')")
     browser.click(".on-right .zoom button")
     assert browser.run("document.querySelector('.on-right svg').getAttribute('viewBox')") != before
+    dragged = browser.run("document.querySelector('.on-left svg').getAttribute('viewBox')")
+    browser.drag(".on-left .canvas", 40, 30)
+    assert browser.run("document.querySelector('.on-left svg').getAttribute('viewBox')") != dragged
     browser.click("#as-list")
     assert browser.run("document.querySelectorAll('.canvas:not([hidden])').length") == 0
 

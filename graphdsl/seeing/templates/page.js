@@ -169,7 +169,7 @@ function markLine(section, stage, line) {
 function reveal(each) {
   const canvas = each.closest(".canvas");
   if (canvas) {
-    canvas.reveal(each);
+    canvas.view.reveal(each);
     return;
   }
   const folded = each.closest("details");

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import random_plain as plain
@@ -51,6 +52,7 @@ class Shape:
     turned_weights: bool = False
     experts: bool = False
     given_angles: bool = False
+    plain_attention: bool = False
     theta: float = 1e4
     eps: float = 1e-5
     spelling: int = 0
@@ -76,7 +78,8 @@ def random_shape(draw: random.Random) -> Shape:
                  softcap=draw.choice([0.0, 0.0, 0.0, 5.0]), scale=draw.choice([None, None, 0.25]),
                  parallel=some(0.2), sandwich=some(0.2), one_plus=some(0.25),
                  head_norms=some(0.3), fused=some(0.25), turned_weights=some(0.15),
-                 experts=some(0.1), given_angles=some(0.4), theta=draw.choice([1e4, 1e6]),
+                 experts=some(0.1), given_angles=some(0.4),
+                 plain_attention=some(0.3), theta=draw.choice([1e4, 1e6]),
                  spelling=draw.choice([0, draw.randrange(1, 1000)]))
 
 
@@ -177,8 +180,8 @@ class DecoderLayer(Layer):
         if tables:
             q, k = (s.rope(x, *tables) for x in (q, k))
         kv = self.kv.append(k, v, positions)
-        out = attention(q, kv.k, kv.v, positions, window=c.window, softcap=c.softcap,
-                        scale=c.scale)
+        attend = partial(plain.cached_attention, s.draw) if c.plain_attention else attention
+        out = attend(q, kv.k, kv.v, positions, window=c.window, softcap=c.softcap, scale=c.scale)
         return s.linear(reshape(out, shape=(b, t, c.heads * c.head_dim)), self.wo,
                         *self.out_bias)
 

@@ -18,6 +18,7 @@ from graphdsl.ops.math import (
     cast,
     erf,
     exp,
+    logical_and,
     mean,
     neg,
     pow,
@@ -26,10 +27,11 @@ from graphdsl.ops.math import (
     rsqrt,
     sqrt,
     tanh,
+    where,
 )
 from graphdsl.ops.norm import layer_norm, rms_norm, softmax
 from graphdsl.ops.position import rope
-from graphdsl.ops.shape import concat, expand, repeat_interleave, reshape, transpose
+from graphdsl.ops.shape import arange, concat, expand, repeat_interleave, reshape, transpose
 
 Draw = random.Random
 
@@ -292,3 +294,34 @@ def spelled_attention(draw: Draw, q: Value, k: Value, v: Value, *, scale: float 
 def _whole(size: Any) -> int:
     assert isinstance(size, int)
     return size
+
+
+def seen_slots(draw: Draw, positions: Value, slots: Any, window: int) -> Value:
+    """Which slots a token at positions[b, t] sees: bool [b, 1, t, slots]."""
+    at, slot = reshape(positions, shape=(positions.shape[0], 1, positions.shape[1], 1)), arange(
+        size=slots)
+    seen: Value = draw.choice([lambda: slot <= at, lambda: at >= slot])()
+    if window:
+        near = draw.choice([lambda: slot > at - window, lambda: at - slot < window,
+                            lambda: at - window < slot])()
+        seen = logical_and(seen, near)
+    return seen
+
+
+def hiding(draw: Draw, seen: Value) -> Callable[[Value], Value]:
+    """What takes scores of keys that are not seen away: by a choice, or by a mask that is added."""
+    low = draw.choice([-1e9, -math.inf])
+
+    def added(scores: Value) -> Value:
+        mask: Value = where(seen, 0.0, low)
+        return scores + as_dtype(mask, scores.dtype)
+
+    return draw.choice([lambda scores: where(seen, scores, low), added])
+
+
+def cached_attention(draw: Draw, q: Value, k: Value, v: Value, positions: Value, *, window: int,
+                     softcap: float, scale: float | None) -> Value:
+    """Attention of q to what is in a cache, as a transcription of the maths."""
+    seen = seen_slots(draw, positions, k.shape[1], window)
+    return spelled_attention(draw, q, k, v, scale=scale, softcap=softcap,
+                             seen=hiding(draw, seen))

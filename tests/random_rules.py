@@ -67,12 +67,12 @@ def _operand(s: Soup, term: Term, sizes: dict[str, tuple[Size, ...]], is_param: 
     fixed = tuple(size for size in shape if isinstance(size, int))
     if "cache" in term.name:
         return s.cache(*shape)
-    if dtype == "i32" and len(shape) == 2:
+    if dtype == "i32" and shape == s.x.shape[:2]:
         return s.positions if "position" in term.name else argmax(s.any())
     if len(fixed) == len(shape) < 4 and dtype in FLOATS:
         return s.param(*fixed, dtype=dtype)
     if is_param or shape[:2] != s.x.shape[:2] or len(fixed) != len(shape) - 2:
-        return s.input(f"{term.name}{'x'.join(map(str, shape))}{dtype}", dtype, *shape)
+        return s.input(f"{term.name}{len(s.inputs)}", dtype, *shape)
     return _fitted(s, TensorType(shape, dtype))
 
 
@@ -93,6 +93,8 @@ def _full(s: Soup, y: Value) -> Value:
         y = cast(y, dtype="f32")
     if y.dtype != s.dtype:
         y = cast(y, dtype=s.dtype)
+    # A view of this would be made one with the views that the rule looks for.
+    y = tanh(y)
     b, t = s.x.shape[:2]
     while y.shape and terms(y.shape[-1]) and len(y.shape) > 2:
         y = reduce_max(y)

@@ -79,11 +79,15 @@ def site_lines(site: Site, lines: Lines) -> Iterable[str]:
 
 
 def entry_text(entry: Entry) -> str:
-    """An entry, with the other lines of what a rule took."""
-    if isinstance(entry, Missed):
+    """An entry, with the other lines of what a rule took: those of the same file by number."""
+    if isinstance(entry, Missed) or entry.loc is None:
         return str(entry)
-    others = dict.fromkeys(str(loc) for loc in entry.lines if loc and loc != entry.loc)
-    return f"{entry}, with {', '.join(others)}" if others else str(entry)
+    others = {loc for loc in entry.lines if loc and loc != entry.loc}
+    near = sorted(loc.line for loc in others if loc.file == entry.loc.file)
+    far = sorted(str(loc) for loc in others if loc.file != entry.loc.file)
+    if near:
+        far.insert(0, f"line{'s' * (len(near) > 1)} {', '.join(map(str, near))}")
+    return f"{entry}, with {', '.join(far)}" if far else str(entry)
 
 
 def records(reports: Sequence[PassReport], lines: Lines, rule: str = "") -> list[dict[str, object]]:

@@ -28,7 +28,7 @@ def told(*reports: PassReport, rule: str = "") -> list[str]:
 
 
 def test_lines_of_a_file_in_order_and_what_has_none_last() -> None:
-    taken = (Loc(FILE, 12), Loc(FILE, 9), None, Loc(OTHER, 1))
+    taken = (Loc(FILE, 12), Loc(FILE, 9), None, Loc(OTHER, 1), Loc(FILE, 2))
     assert told(report("one", Fired("B", Loc(FILE, 12), "", taken), Fired("A", Loc(FILE, 3)),
                        Fired("K", None, "kv.k")),
                 report("two", Missed("C", Loc(FILE, 3), "attn", "why not", Loc(FILE, 2)),
@@ -39,7 +39,7 @@ def test_lines_of_a_file_in_order_and_what_has_none_last() -> None:
         "  missed  C at layer.py:3 (attn): why not (made at layer.py:2) [two]",
         "          layer.py:2",
         "layer.py:12",
-        "  fired   B at layer.py:12, with layer.py:9, other.py:1 [one]",
+        "  fired   B at layer.py:12, with lines 2, 9, other.py:1 [one]",
         "other.py:1",
         "  fired   D at other.py:1 [two]",
         "at no line",

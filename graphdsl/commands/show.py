@@ -58,8 +58,7 @@ def _page(args: argparse.Namespace, source: Source, graphs: list[tuple[str, Grap
     counts = [count(stage.graph) for stage in stages]
     passed = f", {counts[-1]} after all passes" if args.all else ""
     note = f"{args.file.name}, {source.dtype}, backend {args.backend}: {counts[0]} nodes{passed}"
-    reports = {report.name: report for report in lowered.report}
-    return page(source.name, note, stages, reports, code, code_note)
+    return page(source.name, note, stages, lowered, code, code_note)
 
 
 def _code(backend: str, stage: Stage, lowered: Lowered) -> tuple[dict[Place, list[str]], str]:

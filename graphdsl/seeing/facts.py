@@ -10,8 +10,8 @@ from typing import Any
 
 from graphdsl.errors import Loc
 from graphdsl.expr import Poly, product
-from graphdsl.ir import DTYPES, TensorType, Value
-from graphdsl.printer import attribute_text
+from graphdsl.ir import DTYPES, Graph, TensorType, Value
+from graphdsl.printer import attribute_text, text
 from graphdsl.seeing.stages import Place, Stage, bound, hidden_body, value_names
 
 Facts = dict[str, Any]
@@ -61,8 +61,9 @@ class Texts:
 
     numbers: dict[str, int] = field(default_factory=dict)
 
-    def number(self, text: str) -> int:
-        return self.numbers.setdefault(text, len(self.numbers))
+    def number(self, long: str) -> int:
+        """The place of a text in `all`."""
+        return self.numbers.setdefault(long, len(self.numbers))
 
     @property
     def all(self) -> list[str]:
@@ -71,8 +72,10 @@ class Texts:
 
 @dataclass
 class Reporter:
-    """Makes the facts of all stages of one page; what they share is kept here."""
+    """Makes the facts of all stages of one page; what they share is kept here. `recipes` say how
+    params that the passes have added are made."""
 
+    recipes: Mapping[str, Graph] = field(default_factory=dict)
     lines: Lines = field(default_factory=Lines)
     texts: Texts = field(default_factory=Texts)
     bytes: dict[str, str] = field(default_factory=dict)
@@ -102,7 +105,11 @@ class Reporter:
 
     def _leaf(self, stage: Stage, leaf: Value) -> Facts:
         kind = leaf.kind or "input"
-        return {"number": f"{kind} {leaf.name}", "op": kind, "makes": [self._value(stage, leaf)]}
+        fact: Facts = {"number": f"{kind} {leaf.name}", "op": kind,
+                       "makes": [self._value(stage, leaf)]}
+        if leaf.is_param and leaf.name in self.recipes:
+            fact["body"] = [self.texts.number(text(self.recipes[leaf.name]))]
+        return fact
 
     def _value(self, stage: Stage, value: Value) -> list[Any]:
         kind = str(value.type)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from markupsafe import Markup
 
 from graphdsl.ir import Node, Value
-from graphdsl.passes.pipeline import PassReport
+from graphdsl.passes.pipeline import Lowered, PassReport
 from graphdsl.printer import operands_text, outputs_text, types_text
 from graphdsl.seeing.drawing import TEMPLATES, Box, svg, templates
 from graphdsl.seeing.facts import Reporter, row_numbers
@@ -63,12 +63,13 @@ class StageView:
     missed: tuple[str, ...] = ()
 
 
-def page(title: str, note: str, stages: Sequence[Stage], reports: Mapping[str, PassReport],
+def page(title: str, note: str, stages: Sequence[Stage], lowered: Lowered,
          code: Mapping[Place, Sequence[str]], code_note: str) -> str:
-    """The page. `reports` are those of the passes by name; `code` is what was generated for the
+    """The page. `lowered` is what the passes made and report; `code` is what was generated for the
     places of the last stage, and `code_note` says why there is none. Equal arguments give equal
     bytes."""
-    reporter = Reporter()
+    reporter = Reporter(lowered.recipes)
+    reports = {report.name: report for report in lowered.report}
     views: list[StageView] = []
     for i, stage in enumerate(stages):
         same = i if stage.changed else views[-1].same

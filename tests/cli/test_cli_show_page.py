@@ -139,6 +139,16 @@ def test_a_part_of_a_fused_node_leads_to_it(opened: Open) -> None:
     assert panel(browser).startswith("matmul_epilogue")
 
 
+def test_a_param_that_is_made_at_load(opened: Open) -> None:
+    browser = opened(str(EXAMPLES / "llama_layer.py"))
+    choose(browser, "trace", "memory")
+    browser.run("[...document.querySelectorAll('.stage.on-right .leaves .row')].find((each) => "
+                "each.querySelector('.made').textContent === '%concat.0').click(); 0")
+    text = panel(browser)
+    for part in ("made when weights are loaded", "concat(%wq, %wk, %wv", "fold", "192 MiB"):
+        assert part in text, part
+
+
 def test_keys(opened: Open) -> None:
     browser = opened("layer.py")
     browser.run(f"{row('linear', 'left')}.focus(); 0")

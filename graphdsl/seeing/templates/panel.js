@@ -41,7 +41,7 @@ function facts(stage, fact) {
   if (fact.source) say("source", element("code", { class: "source" }, fact.source));
   if (fact.scope) say("scope", fact.scope);
   if (fact.origin) say("made by", fact.origin.join(", "));
-  if (fact.line && last) {
+  if (last) {
     const first = stages.find((each) => each.rows.some((other) => other.number === fact.number));
     say("since", first.name);
   }
@@ -86,7 +86,7 @@ function tables(stage, fact) {
 
 function body(fact) {
   return (fact.body ?? []).flatMap((text) =>
-    [element("h3", {}, "what it stands for"), element("pre", { class: "definition" },
+    [element("h3", {}, fact.line ? "what it stands for" : "made when weights are loaded"), element("pre", { class: "definition" },
       data.texts[text])]);
 }
 

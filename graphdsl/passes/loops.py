@@ -7,15 +7,18 @@ stage form a loop; no two of them can need each other.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from graphdsl.ir import Graph, Node, Size
+from graphdsl.ir import Graph, Node, Size, Value
 from graphdsl.op import Op, constant
+from graphdsl.ops.linear import matmul_nt
+from graphdsl.ops.math import cast
+from graphdsl.ops.shape import expand
 from graphdsl.passes.base import Fired, Result, in_bodies
 from graphdsl.passes.memory import order_edges, ordered
 from graphdsl.passes.repeat import REPEAT, through_body
-from graphdsl.passes.rewrite import outline
+from graphdsl.passes.rewrite import outline, substitute
 
 if TYPE_CHECKING:
     from graphdsl.backend import Target
@@ -43,12 +46,24 @@ def is_inner(node: Node) -> bool:
 
 def spaces(graph: Graph) -> dict[Node, Space]:
     """The space of every node that a loop can hold. A row's scalar (last size 1) belongs to the
-    space of the reduction that it is made from."""
+    space of the reduction that it is made from, or else to the one that its readers share."""
     found: dict[Node, Space] = {}
     for node in graph.nodes:
         if is_inner(node):
             found[node] = _space(node, found)
+    for node in reversed(found):
+        if node.op.kind == "pointwise" and found[node] == node.out_types[0].shape:
+            found[node] = _readers_space(graph, node, found)
     return found
+
+
+def _readers_space(graph: Graph, node: Node, found: dict[Node, Space]) -> Space:
+    """The one space of those who read a row's scalar, if it has the same rows."""
+    shape = node.out_types[0].shape
+    readers = graph.users[node.outputs[0]]
+    wanted = {found.get(u) if u else None for u in readers}
+    space = wanted.pop() if shape[-1:] == (1,) and len(wanted) == 1 else None
+    return space if space and space[:-1] == shape[:-1] else shape
 
 
 def _space(node: Node, found: dict[Node, Space]) -> Space:
@@ -110,9 +125,48 @@ def _lone_constants(graph: Graph) -> list[list[Node]]:
             and not all(u and is_inner(u) for u in graph.users[n.outputs[0]])]
 
 
+def casts_after_views(graph: Graph) -> Graph:
+    """`graph` with casts behind the views of them, in the loops that read those: what no loop or
+    matmul makes would have to be cast by a loop of its own."""
+    new: dict[Value, Value] = {}
+    for node in graph.nodes:
+        if node.op is cast and _is_loose(node.inputs[0]) and _are_loops(graph, node.outputs[0]):
+            for view in graph.users[node.outputs[0]]:
+                if view is not None and view.op.kind == "view":
+                    new.update(_cast_after(view, node))
+    return casts_after_views(substitute(graph, new)) if new else graph
+
+
+def _is_loose(value: Value) -> bool:
+    """Whether neither a loop nor a matmul with an epilogue makes a value."""
+    while value.node is not None and value.node.op.kind == "view":
+        value = value.node.inputs[0]
+    made = value.node
+    return made is None or (made.op.kind == "call" and made.op is not matmul_nt)
+
+
+def _are_loops(graph: Graph, value: Value) -> bool:
+    """Whether loops alone read a value, through views that repeat nothing."""
+    for user in graph.users.get(value, []):
+        if user is None or user.op is expand:
+            return False
+        inside = user.op.kind == "view" and all(_are_loops(graph, v) for v in user.outputs)
+        if not inside and not is_inner(user):
+            return False
+    return True
+
+
+def _cast_after(view: Node, node: Node) -> dict[Value, Value]:
+    """The results of a view of the cast `node`, each as a cast of a view."""
+    types = tuple(replace(t, dtype=node.inputs[0].dtype) for t in view.out_types)
+    moved = replace(view, inputs=node.inputs, out_types=types)
+    return {old: cast.apply((v,), node.attr, node.loc, node.scope, node.origin).outputs[0]
+            for old, v in zip(view.outputs, moved.outputs, strict=True)}
+
+
 def fuse_loops(graph: Graph) -> Graph:
     """`graph` and the bodies of its repeats with every cluster as one loop."""
-    graph = in_bodies(graph, fuse_loops)
+    graph = casts_after_views(in_bodies(graph, fuse_loops))
     return outline(graph, clusters(graph), LOOP)
 
 

@@ -138,7 +138,7 @@ class Sum(Layer):
         self.w = Param(config.hidden, config.hidden)
 
     def forward(self, x: Value) -> Any:
-        return linear(softmax_of_narrow(x), self.w)
+        return linear(x * reduce_sum(tanh(x)), self.w)
 
 
 class Sums(Model):

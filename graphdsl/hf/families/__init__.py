@@ -24,5 +24,8 @@ READERS: Mapping[str, Callable[[Fields], Family]] = {
 """How config.json is read to a Family. A reader raises GraphError, naming the file, what was found
 and what is supported, for whatever would change the maths and is not supported."""
 
-HINTS = {"bert": "it is an encoder, which writes no text: graphdsl.models.bert has its layers"}
+HINTS = {
+    "bert": "it is an encoder, which writes no text: graphdsl.models.bert has its layers",
+    "gemma3": "it takes images too; the models of text alone, 270M and 1B, have gemma3_text",
+}
 """What is said of some other families."""

@@ -105,7 +105,7 @@ class Reporter:
 
     def _leaf(self, stage: Stage, leaf: Value) -> Facts:
         kind = leaf.kind or "input"
-        fact: Facts = {"number": f"{kind} {leaf.name}", "op": kind,
+        fact: Facts = {"number": f"{kind} {leaf.name}", "op": kind, "leaf": True,
                        "makes": [self._value(stage, leaf)]}
         if leaf.is_param and leaf.name in self.recipes:
             fact["body"] = [self.texts.number(text(self.recipes[leaf.name]))]

@@ -3,7 +3,7 @@ function fillStrip() {
     const stage = Number(button.dataset.stage);
     const shown = button.querySelector(".counts");
     if (stage === 0) {
-      const nodes = rowsOf(0).filter((fact) => "key" in fact || fact.line).length;
+      const nodes = rowsOf(0).filter((fact) => !fact.leaf).length;
       shown.textContent = `${nodes} ${nodes === 1 ? "node" : "nodes"}`;
     } else if (stages[stage].same === stage) {
       for (const [kind, count] of Object.entries(counts(stage - 1, stage))) {
@@ -134,10 +134,7 @@ function setView(drawing) {
 function pick(stage, row) {
   state.picked = { stage, row };
   const fact = stages[stage].rows[row];
-  for (const old of document.querySelectorAll(".picked, .near, .line")) {
-    old.classList.remove("picked", "near");
-    if (old.classList.contains("row")) old.classList.remove("line");
-  }
+  unmark();
   fillPanel(stage, row);
   for (const side of ["left", "right"]) {
     const number = stages[state[side]].same;
@@ -159,7 +156,7 @@ function markLine(section, stage, line) {
   stages[stage].rows.forEach((fact, row) => {
     if (fact.line !== line) return;
     for (const each of section.querySelectorAll(`.row[data-row="${row}"]`)) {
-      each.classList.add("line");
+      each.classList.add("alike");
       first ??= each;
     }
   });
@@ -180,8 +177,12 @@ function reveal(each) {
 function close() {
   state.picked = null;
   byId("panel").hidden = true;
-  for (const old of document.querySelectorAll(".picked, .near, .row.line")) {
-    old.classList.remove("picked", "near", "line");
+  unmark();
+}
+
+function unmark() {
+  for (const old of document.querySelectorAll(".picked, .near, .alike")) {
+    old.classList.remove("picked", "near", "alike");
   }
 }
 

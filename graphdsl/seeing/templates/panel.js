@@ -57,7 +57,7 @@ function facts(stage, fact) {
 
 function link(stage, row) {
   const fact = stages[stage].rows[row];
-  const text = fact.line ? `${fact.op} ${fact.makes[0][0]}` : fact.makes[0][0];
+  const text = fact.leaf ? fact.makes[0][0] : `${fact.op} ${fact.makes[0][0]}`;
   return element("button", { type: "button", onclick: () => pick(stage, row) }, text);
 }
 
@@ -85,16 +85,16 @@ function tables(stage, fact) {
 }
 
 function body(fact) {
-  return (fact.body ?? []).flatMap((text) =>
-    [element("h3", {}, fact.line ? "what it stands for" : "made when weights are loaded"), element("pre", { class: "definition" },
-      data.texts[text])]);
+  const heading = fact.leaf ? "made when weights are loaded" : "what it stands for";
+  return (fact.body ?? []).flatMap((text) => [element("h3", {}, heading),
+    element("pre", { class: "definition" }, data.texts[text])]);
 }
 
 // The code of the node as it is after all passes, or of the fused node that holds it.
 function code(fact) {
   if (data.codeNote) return [element("p", { class: "note" }, data.codeNote)];
   const row = findRow(last, fact.number), rows = rowsOf(last);
-  if (row === undefined || !("line" in rows[row])) return [];
+  if (row === undefined || rows[row].leaf) return [];
   let holder = rows[row];
   while (!holder.code && holder.inside) holder = rows[holder.inside[0]];
   if (!holder.code) return [element("p", { class: "note" }, "no generated code of its own")];

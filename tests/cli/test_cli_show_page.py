@@ -218,6 +218,8 @@ def test_a_model_with_a_repeat(window: dict[str, Any], opened: Open) -> None:
     assert "and 2" in panel(browser)
     browser.run(f"{row('attention')}.click(); 0")
     assert "attention(team" in panel(browser)
+    browser.run(f"{row('take_rows', 'left')}.click(); 0")
+    assert browser.run(f"{row('take_rows', 'left')}.classList.contains('picked')")
     wide = browser.run("document.documentElement.scrollWidth - innerWidth")
     assert wide <= 0
     top = browser.run("document.querySelector('.picked').getBoundingClientRect().top")

@@ -131,6 +131,9 @@ function setView(drawing) {
   if (state.picked) pick(state.picked.stage, state.picked.row);
 }
 
+// Stages that lie below each other scroll as one: only what was chosen comes into sight.
+const beside = matchMedia("(min-width: 801px)");
+
 function pick(stage, row) {
   state.picked = { stage, row };
   const fact = stages[stage].rows[row];
@@ -143,7 +146,7 @@ function pick(stage, row) {
     if (twin !== undefined) {
       for (const each of standIns(section, twin)) {
         each.classList.add(number === stage ? "picked" : "near");
-        reveal(each);
+        if (number === stage || beside.matches) reveal(each);
       }
     } else if (fact.line) {
       markLine(section, number, fact.line);
@@ -160,7 +163,7 @@ function markLine(section, stage, line) {
       first ??= each;
     }
   });
-  if (first) reveal(first);
+  if (first && beside.matches) reveal(first);
 }
 
 function reveal(each) {

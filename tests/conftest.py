@@ -1,25 +1,57 @@
-"""Fixtures for all tests: `golden` compares text with a file under tests/golden."""
+"""Fixtures for all tests: `golden` compares text with a file under tests/golden, and random graphs
+are counted out: a fixed sample of every kind, and with --seeds as many as that says."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from fuzzreport import SAMPLE, failed_counts, summary
 
 GOLDEN = Path(__file__).parent / "golden"
+
+DRAWN = {"graph_seeds": (1, 160, 40), "built_seeds": (10, 20, 20), "order_seeds": (10, 24, 24)}
+"""Ranges of random graphs that a test takes: one in so many of --seeds, never fewer than the fixed
+sample, and as many a test."""
+EACH = 50
+"""One in so many of --seeds is a test of its own, as `fuzz_seed`."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true",
                      help="write what the tests found into tests/golden")
-    parser.addoption("--seeds", type=int, default=2, metavar="N",
-                     help="random graphs of every kind that are built and run")
+    parser.addoption("--seeds", type=int, default=SAMPLE, metavar="N",
+                     help="random graphs that go through the passes; a tenth of them are built")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    seeds = metafunc.config.getoption("--seeds")
     if "fuzz_seed" in metafunc.fixturenames:
-        metafunc.parametrize("fuzz_seed", range(metafunc.config.getoption("--seeds")))
+        metafunc.parametrize("fuzz_seed", range(max(min(SAMPLE, seeds), seeds // EACH)))
+    for name, (share, least, size) in DRAWN.items():
+        if name in metafunc.fixturenames:
+            parts = list(_parts(max(least, seeds // share), size))
+            metafunc.parametrize(name, parts, ids=[f"{p.start}-{p.stop - 1}" for p in parts])
+
+
+def _parts(count: int, size: int) -> Iterator[range]:
+    """0 to `count` in ranges of `size`."""
+    return (range(start, min(start + size, count)) for start in range(0, count, size))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for line in summary(terminalreporter.stats, terminalreporter.config.getoption("--seeds")):
+        terminalreporter.write_line(line)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A rule that fires too rarely in a full run is a failure."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    seeds = session.config.getoption("--seeds")
+    if reporter is not None and failed_counts(reporter.stats, seeds):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.fixture

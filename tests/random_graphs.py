@@ -51,11 +51,15 @@ MAKERS = {"soup": kernel_soup, "plain": plain_soup, "rules": rule_soup, "layer":
 
 def random_graph(seed: int) -> Graph:
     """Graph number `seed` of all kinds and dtypes."""
+    return built_graph(seed, random.Random(seed).choice(DTYPES))
+
+
+def built_graph(seed: int, dtype: str) -> Graph:
+    """Graph number `seed` of all kinds, of this dtype."""
     turn, place = divmod(seed, len(KINDS))
     kind = KINDS[place]
-    number = turn * KINDS.count(kind) + KINDS[:place].count(kind)
-    return MAKERS[kind](number, random.Random(seed).choice(DTYPES))
+    return MAKERS[kind](turn * KINDS.count(kind) + KINDS[:place].count(kind), dtype)
 
 
-__all__ = ["KINDS", "kernel_soup", "plain_soup", "random_graph", "random_layer", "random_model",
-           "rule_soup"]
+__all__ = ["KINDS", "built_graph", "kernel_soup", "plain_soup", "random_graph", "random_layer",
+           "random_model", "rule_soup"]

@@ -42,7 +42,8 @@ def assert_same(before: Graph, after: Graph | Lowered, seed: int = 0) -> None:
     found = without_padding(before, given, run_lowered(lowered, given))
     for a, b in zip(found, wanted, strict=True):
         assert a.shape == b.shape
-        assert error_of(a, b) <= TOLERANCE["f64"]
+        error = error_of(a, b)
+        assert error <= TOLERANCE["f64"], f"the numbers differ by {error:.2g}"
 
 
 def leaf(name: str, *shape: Any, dtype: str = "f32", kind: str = "") -> Value:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from passcase import CPU, WHOLE, self_check
+from twins import twins
 
 from graphdsl.backend import Target
 from graphdsl.ir import Value
@@ -20,12 +21,20 @@ from graphdsl.passes.norm import AddRMSNorm
 from graphdsl.passes.rules import FusionRule
 
 RULES = [*FUSIONS, *groups(CPU), *groups(WHOLE)]
+TWINS = [(rule, twin) for rule in RULES for twin in twins(rule)]
 
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("rule", RULES, ids=lambda r: f"{r.name}-{r.roots[0].name}")
 def test_rule_proves_itself(rule: Any, seed: int) -> None:
     self_check(rule, seed)
+
+
+@pytest.mark.parametrize(("rule", "twin"), TWINS,
+                         ids=[f"{r.name}-{r.roots[0].name}-{t.what}" for r, t in TWINS])
+def test_every_broken_twin_is_caught(rule: Any, twin: Any) -> None:
+    with pytest.raises(AssertionError, match="the numbers differ"):
+        self_check(twin, 0)
 
 
 class WrongActivation(FusionRule):

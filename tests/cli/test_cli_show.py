@@ -11,6 +11,8 @@ from xml.etree import ElementTree
 import pytest
 from clicase import SMALL, Cli
 
+from graphdsl.passes.pipeline import PIPELINE
+
 NASTY = "# </script><script>alert(1)</script> \"quoted\" & {{ 7 * 6 }} {% raw %} \u2028 é"
 """What a line of the user's may hold."""
 
@@ -58,7 +60,7 @@ def test_svg_of_a_graph_without_nodes(here: Path, cli: Cli) -> None:
 @pytest.mark.parametrize("file", sorted((Path(__file__).parents[2] / "examples").glob("*.py")),
                          ids=lambda file: file.stem)
 def test_every_example(file: Path, cli: Cli) -> None:
-    ElementTree.fromstring(cli("show", file, "--after", "memory", "--format", "svg").out)
+    ElementTree.fromstring(cli("show", file, "--after", PIPELINE[-1].name, "--format", "svg").out)
     page = data_of(cli("show", file, "--all", "--format", "html").out)
     assert page["codeNote"] == ""
     assert any(row.get("code") for stage in page["stages"] for row in stage["rows"])

@@ -11,8 +11,11 @@ import pytest
 from browser import Browser, find_chromium
 from clicase import SMALL, Cli
 
+from graphdsl.passes.pipeline import PIPELINE
+
 pytestmark = pytest.mark.skipif(find_chromium() is None, reason="no Chromium on this machine")
 
+LAST = PIPELINE[-1].name
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 Open = Callable[..., Browser]
@@ -95,7 +98,7 @@ def test_opens_with_the_first_change(opened: Open) -> None:
     browser = opened("layer.py")
     left, right = stages(browser)
     assert left == "trace"
-    assert right == "expand"
+    assert right in [each.name for each in PIPELINE]
     shown = browser.run("document.querySelectorAll('.stage.shown').length")
     assert shown == 2
     assert "added" in kinds(browser, "right")
@@ -106,7 +109,7 @@ def test_opens_with_the_first_change(opened: Open) -> None:
 
 def test_click_shows_the_panel(opened: Open) -> None:
     browser = opened("layer.py")
-    choose(browser, "trace", "memory")
+    choose(browser, "trace", LAST)
     assert panel(browser) == ""
     browser.run(f"{row('matmul_epilogue')}.id = 'wanted'; 0")
     browser.click("#wanted")
@@ -124,12 +127,12 @@ def test_an_operation_shows_what_it_stands_for(opened: Open) -> None:
     browser = opened("layer.py")
     browser.run(f"{row('silu', 'left')}.click(); 0")
     assert "sigmoid" in panel(browser)
-    assert "not in expand" in panel(browser)
+    assert f"not in {stages(browser)[1]}" in panel(browser)
 
 
 def test_a_part_of_a_fused_node_leads_to_it(opened: Open) -> None:
     browser = opened("layer.py")
-    choose(browser, "cleanup", "memory")
+    choose(browser, "cleanup", LAST)
     browser.run(f"{row('matmul_nt')}.click(); 0")
     text = panel(browser)
     assert "of the matmul_epilogue that it is a part of" in text
@@ -141,7 +144,7 @@ def test_a_part_of_a_fused_node_leads_to_it(opened: Open) -> None:
 
 def test_a_param_that_is_made_at_load(opened: Open) -> None:
     browser = opened(str(EXAMPLES / "llama_layer.py"))
-    choose(browser, "trace", "memory")
+    choose(browser, "trace", LAST)
     browser.run("[...document.querySelectorAll('.stage.on-right .leaves .row')].find((each) => "
                 "each.querySelector('.made').textContent === '%concat.0').click(); 0")
     text = panel(browser)
@@ -167,14 +170,14 @@ def test_keys(opened: Open) -> None:
 
 def test_any_two_stages(opened: Open) -> None:
     browser = opened("layer.py")
-    choose(browser, "memory", "trace")
+    choose(browser, LAST, "trace")
     backwards = kinds(browser, "right")
-    choose(browser, "trace", "memory")
+    choose(browser, "trace", LAST)
     assert kinds(browser, "left") == {
         {"added": "removed"}.get(kind, kind): count for kind, count in backwards.items()}
     titles = browser.run("[...document.querySelectorAll('.stage.shown h2')].map(h => h.innerText)")
     assert titles[0] == "trace"
-    assert titles[1].startswith("memory")
+    assert titles[1].startswith(LAST)
     browser.click("#strip [data-stage='1']")
     assert browser.run("document.getElementById('nothing').innerText").startswith("no change")
     assert browser.run("document.querySelectorAll('.stage.shown').length") == 1
@@ -182,7 +185,7 @@ def test_any_two_stages(opened: Open) -> None:
 
 def test_changes_only(opened: Open) -> None:
     browser = opened("layer.py")
-    choose(browser, "epilogues", "memory")
+    choose(browser, "epilogues", LAST)
     browser.click("#only")
     visible = browser.run("[...document.querySelectorAll('.stage.on-right .row')].filter("
                           "(each) => each.getClientRects().length).length")
@@ -191,7 +194,7 @@ def test_changes_only(opened: Open) -> None:
 
 def test_drawing(opened: Open) -> None:
     browser = opened("layer.py")
-    choose(browser, "trace", "memory")
+    choose(browser, "trace", LAST)
     browser.click("#as-drawing")
     drawn = browser.run("[...document.querySelectorAll('.stage.shown .canvas svg')].length")
     assert drawn == 2
@@ -212,7 +215,7 @@ def test_drawing(opened: Open) -> None:
 @pytest.mark.parametrize("window", [{}, {"width": 420, "height": 800, "dark": True}])
 def test_a_model_with_a_repeat(window: dict[str, Any], opened: Open) -> None:
     browser = opened(str(EXAMPLES / "llama.py"), **window)
-    choose(browser, "trace", "memory")
+    choose(browser, "trace", LAST)
     browser.run(f"{row('repeat')}.click(); 0")
     assert "30" in panel(browser)
     assert "and 2" in panel(browser)

@@ -162,14 +162,10 @@ class Matcher:
             if known is node:
                 yield match
             return
-        value = node.outputs[0]
         operands = self.inputs_of(node)
         bound = self._attrs(application, node, match.with_node(application, node))
-        if bound is None:
-            return
-        if len(operands) != len(application.operands):
-            self.fail(f"{node.name} has {len(operands)} operands, wanted "
-                      f"{len(application.operands)}", value, len(bound.nodes))
+        # With other optional operands an op means something else: no reason to speak of it.
+        if bound is None or len(operands) != len(application.operands):
             return
         yield from self._operands(application.operands, operands, bound)
         if node.op.commutative:

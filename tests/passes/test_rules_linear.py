@@ -98,6 +98,11 @@ def test_residual_is_no_bias() -> None:
     assert apply_rules(graph, rules.RULES)[1:] == ((), ())
 
 
+def test_residual_of_a_linear_with_a_bias_is_no_near_miss() -> None:
+    """A linear with a bias is another form of the op than the one that the rule looks for."""
+    assert apply_rules(graph_of(R + linear(X, W, B)), [rules.LinearBias()])[1:] == ((), ())
+
+
 def test_opened_linear_is_not_made_again() -> None:
     lowered = run_pipeline(graph_of(linear(X, W, B)), PLAIN, verify=True)
     assert names(lowered.graph) == ["matmul_nt", "add"]

@@ -177,7 +177,7 @@ def _op(module: str, name: str) -> Callable[..., Value]:
 Scalar = int | float
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Value:
     """One tensor: an output of a node, or a leaf of a graph (input, param or state)."""
 
@@ -186,6 +186,11 @@ class Value:
     index: int = 0
     name: str = ""
     kind: str = ""
+
+    def __repr__(self) -> str:
+        """Short: what a value is made of is as large as its graph."""
+        made_by = f"{self.node.name}#{self.index}" if self.node else self.kind or "input"
+        return f"<{self.name or made_by}: {self.type}>"
 
     @property
     def shape(self) -> tuple[Size, ...]:
@@ -258,7 +263,7 @@ class Value:
 Attrs = tuple[tuple[str, Any], ...]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Node:
     """One application of an op. `body` is what an Operation, Layer, loop or repeat consists of;
     `loc` is the user's line, `scope` the path of Layers and Operations around it, and `origin`
@@ -272,6 +277,9 @@ class Node:
     loc: Loc | None = None
     scope: str = ""
     origin: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"<{self.name} at {self.loc}>"
 
     @cached_property
     def outputs(self) -> tuple[Value, ...]:
@@ -287,7 +295,7 @@ class Node:
         return self.op.name
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Graph:
     """Inputs, state and params to outputs. The last `len(state)` outputs are the new state, in
     the order of `state`; `results` are the ones before them."""
@@ -297,6 +305,9 @@ class Graph:
     params: tuple[Value, ...]
     state: tuple[Value, ...]
     outputs: tuple[Value, ...]
+
+    def __repr__(self) -> str:
+        return f"<graph {self.name} of {len(self.nodes)} nodes>"
 
     @property
     def leaves(self) -> tuple[Value, ...]:

@@ -11,14 +11,17 @@ import pytest
 import torch
 from familycase import SEEDS, check_cpu, check_seed
 from transformers import Gemma3TextConfig
+from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 
 from graphdsl.backend import find_backend
 from graphdsl.builder import BuildOptions
 from graphdsl.errors import GraphError
 from graphdsl.hf.families.gemma import read
 from graphdsl.hf.fields import Fields
-from graphdsl.layer import trace
-from graphdsl.models.gemma import Config, Gemma
+from graphdsl.ir import Value
+from graphdsl.layer import Layer, Param, trace
+from graphdsl.models.gemma import Config, Gemma, plus_one
+from graphdsl.ops import rms_norm
 from graphdsl.ops.math import rounded
 from graphdsl.passes.roll import Roll
 from graphdsl.reference import error_of, run
@@ -78,6 +81,30 @@ def test_embeddings_are_scaled_by_what_the_dtype_has() -> None:
     graph = trace(Gemma(SMALL), "bf16")
     numbers = {n.attr["value"] for n in graph.nodes if n.name == "constant"}
     assert rounded(8 ** 0.5, "bf16") in numbers
+
+
+class Norm(Layer):
+    """One norm of Gemma 3."""
+
+    signature = "x[batch, tokens, hidden] -> y[batch, tokens, hidden]"
+
+    def __init__(self) -> None:
+        self.config = SMALL
+        self.weight = Param(SMALL.hidden)
+
+    def forward(self, x: Value) -> Value:
+        y: Value = rms_norm(x, plus_one(self.weight), eps=SMALL.eps)
+        return y
+
+
+@torch.no_grad()
+def test_norms_of_16_bits_are_rounded_once() -> None:
+    torch.manual_seed(0)
+    theirs = Gemma3RMSNorm(SMALL.hidden, SMALL.eps).bfloat16()
+    theirs.weight.normal_()
+    x = torch.randn(3, 50, SMALL.hidden).bfloat16()
+    found = run(trace(Norm(), "bf16"), [x], {"weight": theirs.weight})[0]
+    assert torch.equal(found, theirs(x))
 
 
 OLD = {"vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 12, "num_attention_heads": 2,

@@ -47,6 +47,11 @@ def nearly_equal(graph: Graph) -> tuple[Missed, ...]:
     return tuple(missed)
 
 
+def tidied(graph: Graph) -> Graph:
+    """What rules look at: one value for equal ones, one spelling for what has several."""
+    return common_subexpressions(simplified(graph))
+
+
 @dataclass(frozen=True)
 class CleanUp:
     """Equal subexpressions and identities, in the graph and in the bodies of repeats."""
@@ -54,4 +59,4 @@ class CleanUp:
     name: ClassVar[str] = "cleanup"
 
     def run(self, graph: Graph, target: Target) -> Result:
-        return Result(common_subexpressions(simplified(graph)))
+        return Result(tidied(graph))

@@ -10,19 +10,13 @@ from graphdsl.errors import Loc
 from graphdsl.ir import Graph, Node
 from graphdsl.passes.base import Fired, Missed, Result, in_bodies
 from graphdsl.passes.catalogue import FUSIONS, groups, splits
-from graphdsl.passes.cleanup import common_subexpressions, nearly_equal
+from graphdsl.passes.cleanup import nearly_equal, tidied
 from graphdsl.passes.engine import apply_rules
-from graphdsl.passes.identities import simplified
 from graphdsl.passes.rewrite import inline
 from graphdsl.passes.rules import Rule
 
 if TYPE_CHECKING:
     from graphdsl.backend import Target
-
-
-def _tidy(graph: Graph) -> Graph:
-    """What rules look at: one value for equal ones, one spelling for what has several."""
-    return common_subexpressions(simplified(graph))
 
 
 @dataclass
@@ -36,7 +30,7 @@ class _Levels:
 
     def opened(self, graph: Graph) -> Graph:
         """`graph` with nothing left to open."""
-        graph = _tidy(in_bodies(graph, self.opened))
+        graph = tidied(in_bodies(graph, self.opened))
         self.missed.update(dict.fromkeys(nearly_equal(graph)))
         while True:
             for rules in self.steps:
@@ -46,7 +40,7 @@ class _Levels:
             opened = inline(graph, self.wanted)
             if opened is graph:
                 return graph
-            graph = _tidy(opened)
+            graph = tidied(opened)
 
     def wanted(self, node: Node) -> bool:
         return node.op.is_operation and node.name not in self.takes

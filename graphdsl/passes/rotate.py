@@ -21,7 +21,7 @@ from graphdsl.ops.norm import layer_norm, rms_norm
 from graphdsl.ops.shape import take_rows
 from graphdsl.passes import norm as norm_rules
 from graphdsl.passes.base import Fired, Missed, Result, in_bodies
-from graphdsl.passes.cleanup import common_subexpressions
+from graphdsl.passes.cleanup import tidied
 from graphdsl.passes.engine import apply_rules
 from graphdsl.passes.match import NoMatch
 from graphdsl.passes.repeat import REPEAT, Operands, make_repeat, operands_of
@@ -196,7 +196,7 @@ def recognised(graph: Graph) -> tuple[Graph, list[Fired]]:
     fired: list[Fired] = []
 
     def changed(part: Graph) -> Graph:
-        new, found, _ = apply_rules(common_subexpressions(part), norm_rules.RULES)
+        new, found, _ = apply_rules(tidied(part), norm_rules.RULES)
         fired.extend(found)
         return new
 

@@ -18,7 +18,9 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from graphdsl.errors import GraphError
 from graphdsl.hf.checkpoint import open_checkpoint
 from graphdsl.hf.gguf_header import ArrayAt, read_header
+from graphdsl.layer import trace
 from graphdsl.ops.position import rope_frequencies
+from graphdsl.reference import error_of, run
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -76,6 +78,23 @@ def test_llama3_scaling_is_kept_as_factors(tmp_path: Path) -> None:
     assert dict(read.scaling).keys() == {"rope_type", "factors"}
     frequencies = rope_frequencies.function(rotary_dim=16, theta=read.theta, scaling=read.scaling)
     torch.testing.assert_close(frequencies, scaled, rtol=1e-6, atol=0)
+
+
+def test_a_model_with_factors_says_what_transformers_says(tmp_path: Path) -> None:
+    model = tiny_model(rope_parameters=LLAMA3)
+    plain = 1.0 / 10000.0 ** (torch.arange(0, 16, 2, dtype=torch.float32) / 16)
+    factors = (plain / model.model.rotary_emb.inv_freq).numpy()
+    write_gguf(tmp_path / "m.gguf", model, extra=[("rope_freqs.weight", factors)])
+    found = open_checkpoint(tmp_path / "m.gguf")
+    family = found.settings.family
+    graph = trace(family.model(family.config))
+    ids = torch.randint(0, 99, (1, 50))
+    positions = torch.arange(50, dtype=torch.int32)[None]
+    params = {name: found.param(name) for name in family.names}
+    state = {v.name: torch.zeros(1, 50, 2, 16) for v in graph.state}
+    logits = run(graph, [ids.int(), positions, positions], params, state)[0]
+    with torch.no_grad():
+        assert error_of(logits, model(ids).logits) < 1e-5
 
 
 def test_linear_scaling_and_second_end_of_text(tmp_path: Path) -> None:

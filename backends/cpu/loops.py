@@ -386,6 +386,6 @@ def epilogue_code(node: Node, inputs: Sequence[Ref], outputs: Sequence[Ref]) -> 
     emitter = Emitter(body, {v: f"x{i}" for i, v in operands}, registers)
     phase = emitter.run(names[len(operands):])[0]
     return EpilogueCode(place[matmuls[0].inputs[0]], weights, tuple(map(str, rows)), pointers,
-                        (*phase.before, *phase.columns))
+                        (*phase.before, *phase.columns, *phase.after))
 
 

@@ -71,6 +71,7 @@ class Small(Layer):
         self.also_wide = Param(72, 40)
         self.back = Param(40, 72)
         self.bias = Param(72)
+        self.one = Param(1, 40)
 
     def forward(self, x: Value) -> Any:
         return self.maths(self, x)
@@ -123,6 +124,8 @@ CASES: dict[str, tuple[Callable[[Any, Value], Any], str]] = {
     "linear": (lambda p, x: linear(x, p.wide), "y[batch, tokens, wide]"),
     "linear with bias and gelu": (
         lambda p, x: gelu(linear(x, p.wide, p.bias)), "y[batch, tokens, wide]"),
+    "linear to one column": (
+        lambda p, x: tanh(linear(x, p.one)) * x[..., :1] + 0.5, "y[batch, tokens, 1]"),
     "gated": (
         lambda p, x: x + linear(silu(linear(x, p.wide)) * linear(x, p.also_wide), p.back), SAME),
     "linear feeding a norm and a sum": (

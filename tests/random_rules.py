@@ -12,11 +12,13 @@ from random_spelled import whole
 from graphdsl.errors import GraphError
 from graphdsl.ir import DTYPES, FLOATS, Size, TensorType, Value, terms
 from graphdsl.ops.linear import linear
-from graphdsl.ops.math import cast, reduce_max, tanh
+from graphdsl.ops.math import abs, cast, reduce_max, tanh
 from graphdsl.ops.search import argmax
 from graphdsl.ops.shape import reshape, transpose
 from graphdsl.passes.rules import Rule
 from graphdsl.signature import Term, parse_terms
+
+ROOTS = {"sqrt", "rsqrt", "pow", "log"}
 
 
 class Example(Rule, Protocol):
@@ -34,8 +36,7 @@ def example_of(rule: Example) -> Step:
         known, caches = len(s.params), dict(s.state)
         attrs = {name: s.draw.choice(list(values)) for name, values in rule.attributes.items()}
         try:
-            made = rule.before(*_operands(s, rule), **attrs)
-            results = [_full(s, v) for v in (made if isinstance(made, tuple) else (made,))]
+            results = [_full(s, v) for v in _made(rule, _operands(s, rule), attrs)]
         except GraphError:
             del s.params[known:]
             s.state = caches
@@ -48,6 +49,25 @@ def example_of(rule: Example) -> Step:
         return first
 
     return step
+
+
+def _made(rule: Example, operands: list[Value], attrs: dict[str, Any]) -> tuple[Value, ...]:
+    """What `before` makes; of positive operands where it takes roots of some."""
+    made = rule.before(*operands, **attrs)
+    results = made if isinstance(made, tuple) else (made,)
+    todo, names = [v.node for v in results if v.node], set()
+    known = {v.node for v in operands}
+    while todo:
+        node = todo.pop()
+        if node not in known:
+            known.add(node)
+            names.add(node.name)
+            todo += [v.node for v in node.inputs if v.node]
+    if names.isdisjoint(ROOTS):
+        return results
+    positive = [abs(v) + 0.5 if v.dtype in FLOATS and v.node else v for v in operands]
+    made = rule.before(*positive, **attrs)
+    return made if isinstance(made, tuple) else (made,)
 
 
 def _operands(s: Soup, rule: Example) -> list[Value]:

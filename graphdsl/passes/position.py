@@ -172,11 +172,19 @@ class TurnedPairs(FusionRule):
 
     @staticmethod
     def after(x: Value, cos: Value, sin: Value, *, whole: Shape, **_: Shape) -> Any:
-        return _roped(reshape(x, shape=whole), cos, sin, interleaved=True)
+        return _roped(_shaped(x, whole), cos, sin, interleaved=True)
 
     def when(self, m: Match) -> None:
         _require_pairs(m)
         _require_tables(m, m.whole, width=m.whole[-1])
+
+
+def _shaped(x: Value, shape: Shape) -> Value:
+    """x in this shape."""
+    if x.shape == shape:
+        return x
+    made: Value = reshape(x, shape=shape)
+    return made
 
 
 def _require_pairs(m: Match) -> None:
@@ -201,7 +209,7 @@ class TurnedColumns(FusionRule):
     @staticmethod
     def after(x: Value, cos: Value, sin: Value, *, pairs: Shape, whole: Shape) -> Any:
         tables = [reshape(table, shape=table.shape[:-1]) for table in (cos, sin)]
-        return _roped(reshape(x, shape=whole), *tables, interleaved=True)
+        return _roped(_shaped(x, whole), *tables, interleaved=True)
 
     def when(self, m: Match) -> None:
         _require_pairs(m)
@@ -217,16 +225,13 @@ class RotatePairs(FusionRule):
 
     quiet = 3
     shapes = "x[2, 5, 4, 6], cos[2, 5, 1, 3], sin[2, 5, 1, 3]"
-    attributes = {"pairs": ((2, 5, 4, 3, 2),), "half": ((2, 5, 4, 3),),  # noqa: RUF012
-                  "column": ((2, 5, 4, 3, 1),), "whole": ((2, 5, 4, 6),)}
+    attributes = {"pairs": ((2, 5, 4, 3, 2),), "whole": ((2, 5, 4, 6),)}  # noqa: RUF012
 
     @staticmethod
-    def before(x: Value, cos: Value, sin: Value, *, pairs: Shape, half: Shape, column: Shape,
-               whole: Shape) -> Any:
+    def before(x: Value, cos: Value, sin: Value, *, pairs: Shape, whole: Shape) -> Any:
         two = reshape(x, shape=pairs)
         a, b = (slice(two, axis=4, start=at, size=1) for at in (0, 1))
-        negative = reshape(-reshape(b, shape=half), shape=column)
-        turned = reshape(concat(negative, a, axis=4), shape=whole)
+        turned = reshape(concat(-b, a, axis=4), shape=whole)
         cosines, sines = (repeat_interleave(t, n=2, axis=3) for t in (cos, sin))
         return x * cosines + turned * sines, cosines, sines
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from graphdsl.ir import Node, Value, scaled
 from graphdsl.op import Op, constant
-from graphdsl.ops.math import cast, cos, mul, sin
+from graphdsl.ops.math import cast, cos, mul, neg, sin
 from graphdsl.ops.shape import (
     concat,
     expand,
@@ -112,12 +112,13 @@ class Undone(LocalRule):
 class CountedAxis(LocalRule):
     """An axis counted from the end is counted from the front: patterns know one of the two."""
 
-    roots = (concat, slice)
+    roots = (concat, slice, repeat_interleave)
     shapes = "x[a, b], y[a, b]"
 
     @staticmethod
     def before(x: Value, y: Value) -> Any:
-        return concat(x, y, axis=-1), slice(x, axis=-1, start=0, size=1)
+        return (concat(x, y, axis=-1), slice(x, axis=-1, start=0, size=1),
+                repeat_interleave(x, n=2, axis=-1))
 
     def rewritten(self, site: Site) -> Sequence[Value]:
         axis, rank = site.attr["axis"], len(site.inputs[0].shape)
@@ -148,30 +149,33 @@ class Twin(LocalRule):
 
 
 class InwardTranspose(LocalRule):
-    """A transpose moves through what keeps rows as they are, until it meets another one."""
+    """A transpose moves through what keeps rows as they are, until it meets another one; through a
+    concat only if it meets one there."""
 
     roots = (transpose,)
     through = (repeat_interleave, slice, cast, concat)
-    shapes = "x[a, b, c], y[a, b, c]"
+    shapes = "x[a, b, c], y[a, c, b]"
 
     @staticmethod
     def before(x: Value, y: Value) -> Any:
-        order = (2, 0, 1)
+        order, back = (2, 0, 1), (0, 2, 1)
         return (transpose(repeat_interleave(x, n=2, axis=-1), order=order),
                 transpose(slice(x, axis=1, start=0, size=1), order=order),
-                transpose(concat(x, y, axis=0), order=order))
+                transpose(concat(x, transpose(y, order=back), axis=0), order=back))
 
     def rewritten(self, site: Site) -> Sequence[Value]:
         order, x = site.attr["order"], site.inputs[0]
         if x.node is None or x.node.op not in self.through:
             raise NoMatch("nothing to move through")
+        inputs = site.overlay.inputs(x.node)
         if x.node.op in (cast, concat) and site.overlay.users(x) != [site.node]:
             raise NoMatch("it would be computed twice")
+        if x.node.op is concat and not any(v.node and v.node.op is transpose for v in inputs):
+            raise NoMatch("there is no other transpose")
         attrs = dict(x.node.attr)
         if "axis" in attrs:
             attrs["axis"] = order.index(attrs["axis"] % len(order))
-        operands = [transpose(v, order=order) for v in site.overlay.inputs(x.node)]
-        return [x.node.op(*operands, **attrs)]
+        return [x.node.op(*(transpose(v, order=order) for v in inputs), **attrs)]
 
 
 class RepeatedRows(LocalRule):
@@ -201,6 +205,25 @@ class RepeatedRows(LocalRule):
         x = added.inputs[0]
         rows = x if x.shape == shape else reshape(x, shape=shape)
         return [repeat_interleave(rows, n=n, axis=at)]
+
+
+class NegatedInPlace(LocalRule):
+    """What is reshaped, negated and reshaped back is negated as it is."""
+
+    roots = (reshape,)
+    needs = frozenset((neg,))
+    shapes = "x[a, b]"
+
+    @staticmethod
+    def before(x: Value) -> Any:
+        return reshape(-reshape(x, shape=(*x.shape, 1)), shape=x.shape)
+
+    def rewritten(self, site: Site) -> Sequence[Value]:
+        negated = site.made_by(site.inputs[0], neg)
+        x = site.made_by(negated.inputs[0], reshape).inputs[0]
+        if x.shape != site.attr["shape"]:
+            raise NoMatch("it is not reshaped back")
+        return [neg(x)]
 
 
 class Halves(LocalRule):
@@ -266,4 +289,5 @@ def _row_of(overlay: Overlay, value: Value) -> Value:
 
 
 RULES: tuple[Rule, ...] = (
-    CountedAxis(), Twin(), Undone(), InwardTranspose(), RepeatedRows(), Halves(), Doubled())
+    CountedAxis(), Twin(), Undone(), InwardTranspose(), RepeatedRows(),
+    NegatedInPlace(), Halves(), Doubled())

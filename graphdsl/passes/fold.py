@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from graphdsl.ir import Affine, Dim, Graph, Node, Value, terms
 from graphdsl.op import constant
 from graphdsl.passes.base import Fired, Result
+from graphdsl.passes.cleanup import common_subexpressions
 from graphdsl.passes.repeat import REPEAT, make_repeat, operands_of
 from graphdsl.passes.rewrite import clone, substitute
 
@@ -32,7 +33,10 @@ class Hoist:
                 new.update(zip(node.outputs, hoisted.outputs, strict=True))
                 if hoisted is not node:
                     fired.append(Fired("Hoist", node.loc, node.scope))
-        return Result(substitute(graph, new) if fired else graph, tuple(fired))
+        if not fired:
+            return Result(graph)
+        # What has left a body may be there already: angles of the Layers that are not rolled.
+        return Result(common_subexpressions(substitute(graph, new)), tuple(fired))
 
 
 def _hoisted(node: Node) -> Node:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from graphdsl.errors import GraphError
-from graphdsl.hf.family import MOST_LAYERS, Family, family_of, want
+from graphdsl.hf.families.common import FULL, SLIDING, sliding_layers
+from graphdsl.hf.family import Family, family_of, want
 from graphdsl.hf.fields import Fields
 from graphdsl.hf.rope import read_scaling
 from graphdsl.models.gemma import Config, Gemma, weight_names
 from graphdsl.ops.position import Scaling
 
 EOS = (1,)  # what Gemma3TextConfig of transformers takes when the file does not say
-LOCAL, GLOBAL = "sliding_attention", "full_attention"
 
 
 def read(fields: Fields) -> Family:
@@ -57,19 +57,12 @@ def _config(fields: Fields, max_positions: int) -> Config:
 
 
 def _global_layers(fields: Fields) -> tuple[int, ...]:
-    """Those that layer_types names or, where it is missing, the last of every
+    """Those without a window: where layer_types is missing, the last of every
     sliding_window_pattern layers."""
-    layers, file = fields.integer("num_hidden_layers"), str(fields.path)
-    if not fields.has("layer_types"):
-        pattern = fields.integer("sliding_window_pattern", 6)
-        want(pattern >= 1, file, f"'sliding_window_pattern' is {pattern}", "at least 1")
-        want(layers <= MOST_LAYERS, file, f"layers is {layers}", f"at most {MOST_LAYERS}")
-        return tuple(range(pattern - 1, layers, pattern))
-    kinds = fields.texts("layer_types")
-    want(len(kinds) == layers, file, f"'layer_types' has {len(kinds)} entries", f"{layers}")
-    for kind in kinds:
-        want(kind in (LOCAL, GLOBAL), file, f"a layer type is {kind!r}", f"{LOCAL} or {GLOBAL}")
-    return tuple(i for i, kind in enumerate(kinds) if kind == GLOBAL)
+    pattern = fields.integer("sliding_window_pattern", 6)
+    want(pattern >= 1, str(fields.path), f"'sliding_window_pattern' is {pattern}", "at least 1")
+    sliding = set(sliding_layers(fields, lambda layer: (layer + 1) % pattern != 0))
+    return tuple(i for i in range(fields.integer("num_hidden_layers")) if i not in sliding)
 
 
 def _rope(fields: Fields, max_positions: int) -> tuple[float, Scaling, float]:
@@ -77,13 +70,13 @@ def _rope(fields: Fields, max_positions: int) -> tuple[float, Scaling, float]:
     object for each kind of layer in the new spelling, in the old one all stand apart."""
     new = fields.mapping("rope_parameters")
     for key in new.values:
-        want(key in (LOCAL, GLOBAL), str(fields.path), f"'rope_parameters' has {key!r}",
-             f"an object {LOCAL!r} and an object {GLOBAL!r}")
-    ours = new.mapping(GLOBAL) if new.values else fields.mapping("rope_scaling")
-    local = new.mapping(LOCAL)
+        want(key in (SLIDING, FULL), str(fields.path), f"'rope_parameters' has {key!r}",
+             f"an object {SLIDING!r} and an object {FULL!r}")
+    ours = new.mapping(FULL) if new.values else fields.mapping("rope_scaling")
+    local = new.mapping(SLIDING)
     local.choice("rope_type", ("default",), "default")
     local_theta = local.number("rope_theta", fields.number("rope_local_base_freq", 1e4))
-    want(local_theta > 0, str(fields.path), f"rope theta of {LOCAL} is {local_theta}", "above 0")
+    want(local_theta > 0, str(fields.path), f"rope theta of {SLIDING} is {local_theta}", "above 0")
     trained = ours.integer("original_max_position_embeddings", max_positions)
     theta = ours.number("rope_theta", fields.number("rope_theta", 1e6))
     return theta, read_scaling(ours, trained), local_theta

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from graphdsl.hf.families.common import read_head_dim
+from graphdsl.hf.families.common import read_head_dim, read_window
 from graphdsl.hf.family import Family, family_of, want
 from graphdsl.hf.fields import Fields
 from graphdsl.hf.rope import read_rope
@@ -18,7 +18,6 @@ def read(fields: Fields) -> Family:
     max_positions = fields.integer("max_position_embeddings", 131072)
     config = _config(fields, max_positions)
     file = str(fields.path)
-    want(config.window >= 0, file, f"'sliding_window' is {config.window}", "at least 1, or null")
     want(1 <= config.experts <= MOST_EXPERTS, file, f"'num_local_experts' is {config.experts}",
          f"1 to {MOST_EXPERTS}")
     want(1 <= config.chosen <= config.experts, file, f"'num_experts_per_tok' is {config.chosen}",
@@ -41,7 +40,7 @@ def _config(fields: Fields, max_positions: int) -> Config:
         eps=fields.number("rms_norm_eps", 1e-5),
         theta=rope.theta,
         scaling=rope.scaling,
-        window=fields.integer("sliding_window", 0),
+        window=read_window(fields, 0),
         experts=fields.integer("num_local_experts", 8),
         chosen=fields.integer("num_experts_per_tok", 2),
         tied=fields.flag("tie_word_embeddings", False),

@@ -28,15 +28,17 @@ def seconds(graph: Graph, options: Mapping[str, Mapping[str, str]]) -> float:
 
 
 def main() -> None:
+    """A line a form and number of layers: the time has to grow as the layers do."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--layers", type=int, default=80)
     parser.add_argument("--runs", type=int, default=7)
     given = parser.parse_args()
-    graph = trace(Llama(Config(layers=given.layers)))
     for name, options in FORMS.items():
-        taken = [seconds(graph, options) for _ in range(given.runs)]
-        print(f"{name:9} median {statistics.median(taken):.2f} s   min {min(taken):.2f}   "
-              f"max {max(taken):.2f}")
+        for layers in (given.layers // 4, given.layers // 2, given.layers):
+            graph = trace(Llama(Config(layers=layers)))
+            taken = [seconds(graph, options) for _ in range(given.runs)]
+            print(f"{name:9} {layers:4} layers   median {statistics.median(taken):.2f} s   "
+                  f"min {min(taken):.2f}   max {max(taken):.2f}")
 
 
 if __name__ == "__main__":

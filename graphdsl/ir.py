@@ -9,8 +9,8 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache, cached_property
-from typing import TYPE_CHECKING, Any
+from functools import cache
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from graphdsl.errors import Loc
 
@@ -157,6 +157,23 @@ class TensorType:
         return f"{self.dtype}[{', '.join(map(str, self.shape))}]{layout}"
 
 
+T = TypeVar("T")
+
+
+class once(Generic[T]):
+    """An attribute that is computed when it is first read. functools.cached_property takes a lock
+    for each, and passes make a hundred thousand of them."""
+
+    def __init__(self, make: Callable[[Any], T]) -> None:
+        self.make = make
+        self.name = make.__name__
+
+    def __get__(self, holder: Any, owner: Any = None) -> T:
+        made: T = self.make(holder)
+        holder.__dict__[self.name] = made
+        return made
+
+
 def _rows(value: Value) -> list[Value]:
     found: list[Value] = importlib.import_module("graphdsl.ops.shape").rows(value)
     return found
@@ -177,7 +194,7 @@ def _op(module: str, name: str) -> Callable[..., Value]:
 Scalar = int | float
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False, init=False)
 class Value:
     """One tensor: an output of a node, or a leaf of a graph (input, param or state)."""
 
@@ -186,6 +203,13 @@ class Value:
     index: int = 0
     name: str = ""
     kind: str = ""
+
+    def __init__(self, type: TensorType, node: Node | None = None, index: int = 0,
+                 name: str = "", kind: str = "") -> None:
+        # What a frozen dataclass does, in half the time: passes make values by the thousand.
+        known = self.__dict__
+        known["type"], known["node"], known["index"] = type, node, index
+        known["name"], known["kind"] = name, kind
 
     def __repr__(self) -> str:
         """Short: what a value is made of is as large as its graph."""
@@ -281,11 +305,11 @@ class Node:
     def __repr__(self) -> str:
         return f"<{self.name} at {self.loc}>"
 
-    @cached_property
+    @once
     def outputs(self) -> tuple[Value, ...]:
-        return tuple(Value(t, self, i) for i, t in enumerate(self.out_types))
+        return tuple([Value(t, self, i) for i, t in enumerate(self.out_types)])
 
-    @cached_property
+    @once
     def attr(self) -> dict[str, Any]:
         """The attributes by name."""
         return dict(self.attrs)
@@ -321,7 +345,7 @@ class Graph:
     def new_state(self) -> tuple[Value, ...]:
         return self.outputs[len(self.outputs) - len(self.state):]
 
-    @cached_property
+    @once
     def nodes(self) -> tuple[Node, ...]:
         """All nodes that the outputs need, every one after those that it reads."""
         seen: set[Node] = set()
@@ -338,7 +362,7 @@ class Graph:
                           if v.node and v.node not in seen]
         return tuple(order)
 
-    @cached_property
+    @once
     def users(self) -> dict[Value, list[Node | None]]:
         """The nodes that read a value, in order; None stands for the graph's outputs."""
         users: dict[Value, list[Node | None]] = {}

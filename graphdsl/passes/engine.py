@@ -130,14 +130,15 @@ class _Engine:
 
     def near(self, values: Iterable[Value], depth: int) -> list[Node]:
         """What may match after a change: the nodes that made `values` and the users, up to
-        `depth` levels on."""
-        found = dict.fromkeys(v.node for v in values if v.node)
+        `depth` levels on, as far as there are rules for them."""
         level = list(dict.fromkeys(values))
+        seen = dict.fromkeys(v.node for v in level if v.node)
         for _ in range(depth):
-            users = dict.fromkeys(u for v in level for u in self.overlay.users(v) if u)
-            found |= users
+            users = dict.fromkeys(u for v in level for u in self.overlay.readers.get(v, ())
+                                  if u and u not in seen)
+            seen |= users
             level = [v for u in users for v in u.outputs]
-        return list(found)
+        return [n for n in seen if n.op in self.by_op]
 
 
 def _common(scopes: Sequence[str]) -> str:

@@ -6,7 +6,7 @@ Labels never fall along an edge, so the search for a way around a match ends at 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from graphdsl.ir import Graph, Node, Value
 from graphdsl.passes.match import NoMatch
@@ -148,6 +148,6 @@ def stamped(nodes: Sequence[Node], values: Sequence[Value], *, like: Node, scope
     new: dict[Value, Value] = {}
     for node in nodes:
         inputs = tuple(new.get(v, v) for v in node.inputs)
-        made = replace(node, inputs=inputs, loc=like.loc, scope=scope, origin=origin)
+        made = Node(node.op, inputs, node.attrs, node.out_types, node.body, like.loc, scope, origin)
         new.update(zip(node.outputs, made.outputs, strict=True))
     return tuple(new.get(v, v) for v in values)

@@ -138,7 +138,7 @@ def wanted(trial: Trial, batch: Batch) -> Tensor:
                             position_ids=counted[:, :prompt]).logits
     result = torch.zeros(*ids.shape, together.shape[-1])
     for row, real in enumerate(mask.bool()):
-        result[row, real] = trial.theirs(ids[row, real][None]).logits[0]
+        result[row, real] = trial.theirs(ids[row, real][None]).logits[0].float()
     result[:, :prompt] = together
     return result
 

@@ -1,16 +1,27 @@
 """What a folder of every family is good for: graphdsl generate gives the tokens of transformers'
-generate; embeddings go in and hidden states come out."""
+generate; embeddings go in and hidden states come out; bf16 rounds as it does there."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from familycase import Draw, check_variants, one_thread, random_model
+from familycase import (
+    BATCHES,
+    Draw,
+    Trial,
+    check_variants,
+    drawn_trial,
+    on_the_cpu,
+    one_thread,
+    random_model,
+    wanted,
+)
 from test_families_gemma import gemma
 from test_families_glm import glm, glm4
 from test_families_gpt2 import gpt2
@@ -23,6 +34,9 @@ from graphdsl.cli import main
 from graphdsl.hf.families import READERS
 from graphdsl.hf.model import open_model
 from graphdsl.hf.sampling import Sampling
+from graphdsl.ir import Graph
+from graphdsl.layer import trace
+from graphdsl.reference import error_of
 
 NEW = 64
 PROMPTS = ([3, 9, 17, 2, 11, 5, 8], [12])
@@ -81,3 +95,20 @@ def test_greedy_tokens(name: str, tmp_path: Path, options: BuildOptions,
 @pytest.mark.parametrize("name", DRAWS)
 def test_embeddings_and_hidden_states(name: str, tmp_path: Path) -> None:
     check_variants(DRAWS[name], SEED, tmp_path)
+
+
+def test_bf16(tmp_path: Path, options: BuildOptions) -> None:
+    """Rounding costs all families together, in one library, what it costs transformers."""
+    trials = [drawn_trial(draw, SEED, tmp_path / name) for name, draw in DRAWS.items()]
+    machine = on_the_cpu([replace(t, graph=in_bf16(t)) for t in trials],
+                         replace(options, dtype="bf16"))
+    for trial, found in zip(trials, machine(trials, BATCHES[0]), strict=True):
+        exact = wanted(trial, BATCHES[0])
+        trial.theirs.to(torch.bfloat16)
+        theirs = error_of(wanted(trial, BATCHES[0]), exact)
+        assert error_of(found, exact) <= 1.5 * theirs + 0.01, (trial.checkpoint.settings, theirs)
+
+
+def in_bf16(trial: Trial) -> Graph:
+    family = trial.checkpoint.settings.family
+    return trace(family.model(family.config), "bf16")

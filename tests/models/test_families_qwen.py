@@ -83,6 +83,7 @@ def test_what_the_file_does_not_say() -> None:
     ({"attention_bias": True}, "'attention_bias' is true; supported: Qwen3 models without biases"),
     ({"hidden_act": "gelu"}, "'hidden_act' is 'gelu'; supported: 'silu'"),
     ({"sliding_window": 0}, "'sliding_window' is 0; wanted: at least 1, or null"),
+    ({"layer_types": "full_attention"}, "'layer_types' is 'full_attention'; wanted: a list of te"),
     ({"layer_types": ["full_attention"]}, "'layer_types' has 1 entries; wanted: 4"),
     ({"layer_types": ["linear_attention"] * 4}, "a layer type is 'linear_attention'; wanted: slid"),
     ({"layer_types": ["sliding_attention"] * 4, "sliding_window": None}, "has sliding layers; wan"),

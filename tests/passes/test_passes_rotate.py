@@ -41,8 +41,10 @@ class ToyLayer(Layer):
         weight = self.norm + 1.0 if body == "one plus" else self.norm
         if body == "given":
             weight = linear(x, self.w)[0, 0]  # made
-        h = layer_norm(x, weight, eps=self.eps) if body == "layer_norm" else rms_norm(
-            x, weight, eps=self.eps)
+        if body == "layer_norm":
+            h = layer_norm(x, weight, self.other, eps=self.eps)
+        else:
+            h = rms_norm(x, weight, eps=self.eps)
         if body == "two":
             h = h + rms_norm(x, self.other, eps=self.eps)  # second
         r = tanh(linear(h, self.w))
@@ -57,7 +59,14 @@ class ToyModel(Model):
     def __init__(self, config: Toy) -> None:
         c = self.config = config
         self.layers = [ToyLayer(c, 1e-5 * (1 + i % c.period)) for i in range(c.layers)]
-        self.norm = Param(c.hidden)
+        self.norm, self.bias = Param(c.hidden), Param(c.hidden)
+
+    def last(self, x: Value, weight: Value, eps: float) -> Value:
+        if self.config.body == "layer_norm":
+            y: Value = layer_norm(x, weight, self.bias, eps=eps)
+            return y
+        z: Value = rms_norm(x, weight, eps=eps)
+        return z
 
     def forward(self, x: Value, rows: Value) -> tuple[Value, Value]:
         ending = self.config.ending
@@ -68,8 +77,8 @@ class ToyModel(Model):
         weight = self.norm + 1.0 if self.config.body == "one plus" else self.norm
         eps = 1e-3 if ending == "eps" else 1e-5
         if ending == "rows":
-            return rms_norm(take_rows(x, rows), weight, eps=eps), x
-        h = rms_norm(x, weight, eps=eps)
+            return self.last(take_rows(x, rows), weight, eps), x
+        h = self.last(x, weight, eps)
         return take_rows(h, rows), h
 
 
@@ -154,3 +163,17 @@ def test_golden_model(golden: Callable[[str, str], None]) -> None:
     config = Config(vocab=10, hidden=16, layers=3, heads=4, kv_heads=2, head_dim=4, ffn=24)
     lowered = lowered_of(trace(Llama(config)))
     golden("passes/rotate_model.txt", text(lowered.graph, locations=False))
+
+
+@pytest.mark.parametrize("ending", ["norm", "rows", "eps"])
+def test_layer_norms(ending: str) -> None:
+    """With a bias that every turn has of its own."""
+    target = replace(WHOLE, takes=WHOLE.takes | {"layer_norm", "add_layer_norm"})
+    graph = trace(ToyModel(Toy(body="layer_norm", ending=ending)))
+    lowered = run_pipeline(graph, target, verify=True)
+    assert_same(graph, lowered, seed=1)
+    assert fired(lowered).count("RotateRepeat") == 1
+    turn = turn_of(lowered)
+    assert turn.body
+    assert "add_layer_norm" in names(turn.body)
+    assert names(lowered.graph).count("layer_norm") == 1 + (ending == "eps")

@@ -182,3 +182,19 @@ def test_what_is_expanded_otherwise() -> None:
     miss = only_miss(graph, views.RepeatedRows())
     assert (miss.reason, miss.at) == ("the expanded axis is not merged into the one before",
                                       line_of("not merged", __file__))
+
+
+def test_scores_that_are_broadcast() -> None:
+    rows_of_heads = leaf("a", BATCH, 1, TOKENS, TOKENS) * 1.5  # broadcast
+    other = leaf("b", 1, HEADS, TOKENS, TOKENS) * 1.5  # other
+    reason, at = near_miss(rows_of_heads + other, Biased())
+    assert reason == "the scores are broadcast"
+    assert at == line_of("broadcast", __file__)
+
+
+def test_a_product_that_is_broadcast_to_a_bias() -> None:
+    q, k, _ = operands()
+    one = matmul(q[:, :1], transpose(k[:, :1], order=(0, 1, 3, 2)))  # one head
+    reason, at = near_miss(leaf("bias", BATCH, HEADS, TOKENS, TOKENS) + one, Biased())
+    assert reason == "the other operand is the product of q and k"
+    assert at == line_of("one head", __file__)

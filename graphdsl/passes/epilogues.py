@@ -63,7 +63,9 @@ class _Claims:
         self._prune(group)
         pointwise = [n for n in group if n.op is not matmul_nt]
         read = {v.node for n in pointwise for v in n.inputs}
-        return [*(m for m in matmuls if m in read), *pointwise] if pointwise else []
+        # What reads no matmul, when what stood between is left out, is a loop like any other.
+        kept = [m for m in matmuls if m in read]
+        return [*kept, *pointwise] if kept else []
 
     def _cone(self, matmul: Node) -> dict[Node, None]:
         """Pointwise nodes of the matmul's shape, one stage above it, that follow from it."""

@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from graphdsl.expr import Poly, dense_strides, product
+from graphdsl.expr import dense_strides, product
 from graphdsl.ir import DTYPES, Dim, Graph, Node, Size, Value, terms, upper_bound
 from graphdsl.op import Op
 from graphdsl.packing import PackedInputs, packed_params, separate_plain_uses
 from graphdsl.passes.repeat import Operands, operands_of
-from graphdsl.views import Ref, leaf_ref, reshaped_strides, view
+from graphdsl.views import Ref, concat_pieces, leaf_ref, reshaped_strides, view
 
 IN_PLACE = ("concat",)
 NEVER = 1 << 60
@@ -29,6 +29,9 @@ class Lowering(PackedInputs, Protocol):
 
     def needs_copy(self, node: Node, index: int, ref: Ref) -> bool:
         """Whether the kernel cannot read this input where it lies."""
+
+    def can_write(self, node: Node, ref: Ref) -> bool:
+        """Whether the kernel can write a result there: in the rows of a larger one, for example."""
 
     def scratch(self, node: Node, inputs: Sequence[Ref], outputs: Sequence[Ref]) -> str:
         """C text of the bytes of scratch that a call needs, or an empty string."""
@@ -210,7 +213,9 @@ class _BodyPlanner:
             strides = reshaped_strides(ref, source.shape) if node.name == "reshape" else None
             if strides is not None and self.graph.users[source] == [node]:
                 self._want(source, replace(ref, shape=source.shape, strides=strides))
-        self.wanted[value] = ref
+        made_in_place = node.op.kind == "view" or node.name in IN_PLACE
+        if made_in_place or self.p.lowering.can_write(node, ref):
+            self.wanted[value] = ref
 
     def _scatter(self, node: Node) -> None:
         """The operands of a concat are written where they belong, if nobody else decides."""
@@ -385,14 +390,3 @@ def aliased_leaf(value: Value) -> Value | None:
             return None
         value = value.node.inputs[source]
     return value
-
-
-def concat_pieces(node: Node, whole: Ref) -> list[Ref]:
-    """Where every operand of a concat lies in its result."""
-    axis, at, pieces = node.attr["axis"] % len(whole.shape), Poly.of(0), []
-    for value in node.inputs:
-        offset = whole.offset + whole.strides[axis] * at
-        pieces.append(Ref(whole.base, whole.dtype, value.shape, whole.strides, offset,
-                          whole.buffer))
-        at = at + value.shape[axis]
-    return pieces

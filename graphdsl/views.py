@@ -125,6 +125,17 @@ def reshaped_strides(ref: Ref, shape: Sequence[Size]) -> tuple[Poly, ...] | None
     return tuple(result) if not old and remaining == ONE else None
 
 
+def concat_pieces(node: Node, whole: Ref) -> list[Ref]:
+    """Where every operand of a concat lies in its result."""
+    axis, at, pieces = node.attr["axis"] % len(whole.shape), Poly.of(0), []
+    for value in node.inputs:
+        offset = whole.offset + whole.strides[axis] * at
+        pieces.append(Ref(whole.base, whole.dtype, value.shape, whole.strides, offset,
+                          whole.buffer))
+        at = at + value.shape[axis]
+    return pieces
+
+
 def _contiguous(dims: Sequence[tuple[Poly, Poly]]) -> bool:
     return all(dims[i][1] == dims[i + 1][0] * dims[i + 1][1] for i in range(len(dims) - 1))
 
@@ -149,5 +160,5 @@ def collapsed_rows(shape: Sequence[Size], strides: Sequence[Sequence[Poly]],
     return tuple(sizes), tuple(tuple(k) for k in kept)
 
 
-__all__ = ["Ref", "collapsed_rows", "layout_strides", "leaf_ref", "product", "reshaped_strides",
-           "view"]
+__all__ = ["Ref", "collapsed_rows", "concat_pieces", "layout_strides", "leaf_ref", "product",
+           "reshaped_strides", "view"]

@@ -95,6 +95,9 @@ class Plain:
     def needs_copy(self, node: Node, index: int, ref: Ref) -> bool:
         return not ref.unit_columns
 
+    def can_write(self, node: Node, ref: Ref) -> bool:
+        return ref.unit_columns
+
     def scratch(self, node: Node, inputs: Sequence[Ref], outputs: Sequence[Ref]) -> str:
         return ""
 

@@ -130,6 +130,13 @@ class CPU:
             return not (ref.unit_columns and has_single_row_stride(ref))
         return not ref.is_dense
 
+    def can_write(self, node: Node, ref: Ref) -> bool:
+        if node.name in ("matmul_nt", "matmul_prologue", "embedding", "expert_linear"):
+            return ref.unit_columns and has_single_row_stride(ref)
+        if node.name in ("loop", "matmul", "matmul_epilogue", "attention", *TAKEN):
+            return ref.unit_columns
+        return ref.is_dense
+
     def size(self, text: str, dims: Mapping[str, int], threads: int = 1) -> int:
         """The number that C text of a size stands for."""
         return Scratch(self.chosen.lanes, threads).bytes(text, dims)

@@ -11,6 +11,7 @@ from graphdsl.op import Op, constant_of
 from graphdsl.ops.math import (
     abs,
     add,
+    broadcast_shape,
     cast,
     div,
     logical_and,
@@ -49,12 +50,30 @@ def _simpler(graph: Graph) -> dict[Value, Value]:
     new: dict[Value, Value] = {}
     for node in graph.nodes:
         rule = SIMPLER.get(node.op)
-        if rule is None:
-            continue
-        found = rule(node, [new.get(v, v) for v in node.inputs])
+        inputs = [new.get(v, v) for v in node.inputs]
+        found = rule(node, inputs) if rule else None
+        if found is None and node.op.kind == "pointwise" and len(inputs) > 1:
+            found = _broadcast(node, inputs)
         if found is not None and tuple(v.type for v in found) == node.out_types:
             new.update(zip(node.outputs, (new.get(v, v) for v in found), strict=True))
     return new
+
+
+def _broadcast(node: Node, inputs: Sequence[Value]) -> Sequence[Value] | None:
+    """A vector that was given leading axes of 1, or an operand that was expanded, as the op does by
+    itself."""
+    for i, x in enumerate(inputs):
+        view = x.node
+        if view is None or view.op not in (reshape, expand):
+            continue
+        source = view.inputs[0]
+        if view.op is reshape and x.shape != (1,) * (len(x.shape) - 1) + source.shape:
+            continue
+        operands = [*inputs[:i], source, *inputs[i + 1:]]
+        shape = broadcast_shape([v.type for v in operands])
+        if shape == node.out_types[0].shape:
+            return _make(node.op, operands, node)
+    return None
 
 
 def _make(op: Op, inputs: Sequence[Value], like: Node, **attrs: Any) -> Sequence[Value]:

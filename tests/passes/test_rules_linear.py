@@ -53,6 +53,10 @@ def test_linear(form: str) -> None:
     assert made(graph_of(B + PRODUCTS[form]())) == ["linear"]
 
 
+def test_bias_with_axes() -> None:
+    assert made(graph_of(linear(X, W) + reshape(B, shape=(1, 1, 16)))) == ["linear"]
+
+
 def test_conv1d(golden: Golden) -> None:
     """A layer of GPT-2: the weight is [in, out]."""
     before = graph_of(X @ V + B)

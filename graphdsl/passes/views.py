@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from graphdsl.ir import Node, Value, scaled
+from graphdsl.ir import Node, Size, Value, scaled
 from graphdsl.op import Op, constant
 from graphdsl.ops.math import cast, cos, mul, neg, sin
 from graphdsl.ops.shape import (
@@ -91,15 +91,16 @@ class LocalRule:
 
 
 class Undone(LocalRule):
-    """A transpose of a transpose is one of the source, or the source itself; so is a slice of what
-    was put together."""
+    """A transpose of a transpose is one of the source, or the source itself; so are a reshape of a
+    reshape and a slice of what was put together."""
 
-    roots = (transpose, slice)
+    roots = (transpose, reshape, slice)
     shapes = "x[a, b, c], y[a, b, c]"
 
     @staticmethod
     def before(x: Value, y: Value) -> Any:
         return (transpose(transpose(x, order=(1, 0, 2)), order=(1, 0, 2)),
+                reshape(reshape(x, shape=(1, *x.shape)), shape=(*x.shape, 1)),
                 slice(concat(x, y, axis=2), axis=2, start=0, size=x.shape[2]))
 
     def rewritten(self, site: Site) -> Sequence[Value]:
@@ -176,6 +177,62 @@ class InwardTranspose(LocalRule):
         if "axis" in attrs:
             attrs["axis"] = order.index(attrs["axis"] % len(order))
         return [x.node.op(*(transpose(v, order=order) for v in inputs), **attrs)]
+
+
+class TurnedGroups(LocalRule):
+    """Turned heads that are cut in groups and turned again are cut as they were."""
+
+    roots = (transpose,)
+    needs = frozenset((reshape,))
+    shapes = "x[a, 6, c, d]"
+
+    @staticmethod
+    def before(x: Value) -> Any:
+        turned = transpose(x, order=(0, 2, 1, 3))
+        a, c, _, d = turned.shape
+        return transpose(reshape(turned, shape=(a, c, 2, 3, d)), order=(0, 2, 3, 1, 4))
+
+    def rewritten(self, site: Site) -> Sequence[Value]:
+        order, cut = site.attr["order"], site.made_by(site.inputs[0], reshape)
+        x = site.made_by(cut.inputs[0], transpose).value
+        for i in range(len(order) - 1):
+            at = order[i]
+            if order[i + 1] == at + 1 and merged_shape(cut.attr["shape"], at) == x.shape:
+                turned = transpose(x, order=_without(order, at + 1))
+                return [reshape(turned, shape=site.value.shape)]
+        raise NoMatch("no axis is cut that stays together")
+
+
+def _without(order: Sequence[int], axis: int) -> tuple[int, ...]:
+    """An order of axes with one axis less: the one before it stands for both."""
+    return tuple(a - (a > axis) for a in order if a != axis)
+
+
+def merged_shape(shape: Sequence[Size], axis: int) -> tuple[Size, ...]:
+    """A shape whose `axis` and the one after it are one; () if both are symbolic."""
+    first, second = shape[axis:axis + 2]
+    if isinstance(first, int):
+        return (*shape[:axis], scaled(second, first), *shape[axis + 2:])
+    if isinstance(second, int):
+        return (*shape[:axis], scaled(first, second), *shape[axis + 2:])
+    return ()
+
+
+def merged(x: Value, axis: int) -> Value:
+    """x with `axis` and the one after it as one: a reshape."""
+    made: Value = reshape(x, shape=merged_shape(x.shape, axis))
+    return made
+
+
+def merged_heads(x: Value) -> Value:
+    """x[b, g, n, ...] as [b, g * n, ...], under a transpose that keeps both side by side."""
+    if x.node is not None and x.node.op is transpose:
+        order = x.node.attr["order"]
+        if order[2] == order[1] + 1:
+            made: Value = transpose(merged(x.node.inputs[0], order[1]),
+                                    order=_without(order, order[2]))
+            return made
+    return merged(x, 1)
 
 
 class RepeatedRows(LocalRule):
@@ -289,5 +346,5 @@ def _row_of(overlay: Overlay, value: Value) -> Value:
 
 
 RULES: tuple[Rule, ...] = (
-    CountedAxis(), Twin(), Undone(), InwardTranspose(), RepeatedRows(),
+    CountedAxis(), Twin(), Undone(), InwardTranspose(), TurnedGroups(), RepeatedRows(),
     NegatedInPlace(), Halves(), Doubled())

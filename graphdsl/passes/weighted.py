@@ -24,10 +24,11 @@ from graphdsl.ops.math import (
     where,
 )
 from graphdsl.ops.norm import softmax
-from graphdsl.ops.shape import transpose
+from graphdsl.ops.shape import reshape, transpose
 from graphdsl.passes.masks import HIDDEN, check_hides
 from graphdsl.passes.match import Match, is_number
 from graphdsl.passes.rules import FusionRule, Rule
+from graphdsl.passes.views import merged, merged_heads
 
 HEADS_FIRST = (0, 2, 1, 3)
 """The order of axes that changes [b, t, h, d] to [b, h, t, d], and back."""
@@ -316,6 +317,31 @@ class Attend(FusionRule):
         m.require(m.q.dtype == m.v.dtype, f"q is {m.q.type}, v is {m.v.type}", m.v)
 
 
+class Grouped(FusionRule):
+    """Heads in groups of an axis of their own, [batch, groups, heads, tokens, d], are heads."""
+
+    shapes = "q[2, 2, 3, t, d], k[2, 2, 3, d, s], v[2, 2, 3, s, e], mask[t, s]:f32"
+    attributes = Attend.attributes
+
+    @staticmethod
+    def before(q: Value, k: Value, v: Value, mask: Value, *, scale: float, softcap: float) -> Any:
+        return weighted_sum(matmul(q, k), v, mask, scale=scale, softcap=softcap)
+
+    @staticmethod
+    def after(q: Value, k: Value, v: Value, mask: Value, *, scale: float, softcap: float) -> Any:
+        wide = (1,) * (5 - len(mask.shape)) + mask.shape
+        seen = mask if len(mask.shape) < 3 else merged(reshape(mask, shape=wide), 1)
+        scores = matmul(merged_heads(q), merged_heads(k))
+        y = weighted_sum(scores, merged_heads(v), seen, scale=scale, softcap=softcap)
+        return reshape(y, shape=(*q.shape[:-1], v.shape[-1]))
+
+    def when(self, m: Match) -> None:
+        m.require(len(m.q.shape) == 5, f"q is {m.q.type}", m.q)
+        groups = ((1,) * 5 + m.mask.shape)[-4:-2]
+        m.require(groups in ((1, 1), m.q.shape[1:3]), f"the mask is {m.mask.type}: heads of one "
+                  "group, or groups of one head, share it", m.mask)
+
+
 RULES: tuple[Rule, ...] = (
     Weigh(), WeighRounded(), Widened(), Biased(), Masked(), MaskedOut(), Capped(), Scaled(),
-    Divided(), ScaledQueries(), DividedQueries(), ScaledKeys(), Attend())
+    Divided(), ScaledQueries(), DividedQueries(), ScaledKeys(), Grouped(), Attend())

@@ -236,6 +236,24 @@ def test_heads_that_share(repeated: str) -> None:
     assert attended(graph_of(matmul(softmax(scores_of(q, k)), v)))
 
 
+def test_heads_in_groups() -> None:
+    """Every group of heads beside its key, in axes of their own."""
+    q, k, v = (leaf(n, BATCH, TOKENS, heads, DIM)
+               for n, heads in (("q", HEADS), ("k", KV_HEADS), ("v", KV_HEADS)))
+    n = HEADS // KV_HEADS
+    shape = (BATCH, KV_HEADS, n, TOKENS, DIM)
+    grouped = transpose(reshape(q, shape=(BATCH, TOKENS, KV_HEADS, n, DIM)),
+                        order=(0, 2, 3, 1, 4))
+    k, v = (expand(transpose(x, order=(0, 2, 1, 3))[:, :, None], shape=shape) for x in (k, v))
+    scores = matmul(grouped, transpose(k, order=(0, 1, 2, 4, 3))) * 0.3
+    seen = reshape(keys() <= rows(positions()), shape=(BATCH, 1, 1, TOKENS, TOKENS))
+    mixed = matmul(softmax(where(seen, scores, -INFINITE)), v)
+    y = reshape(transpose(mixed, order=(0, 3, 1, 2, 4)), shape=(BATCH, TOKENS, HEADS * DIM))
+    found = run_pipeline(graph_of(y), CPU, verify=True).graph
+    assert names(found) == ["attention", "reshape"]
+    assert found.nodes[0].attr["given"] == ("positions",)
+
+
 def test_one_head_for_all() -> None:
     q, k, v = operands(kv_heads=1)
     shape = (BATCH, HEADS, TOKENS, DIM)

@@ -35,6 +35,7 @@ from graphdsl.passes.weighted import (
     Biased,
     Capped,
     Divided,
+    Grouped,
     Masked,
     Scaled,
     Widened,
@@ -198,3 +199,13 @@ def test_a_product_that_is_broadcast_to_a_bias() -> None:
     reason, at = near_miss(leaf("bias", BATCH, HEADS, TOKENS, TOKENS) + one, Biased())
     assert reason == "the other operand is the product of q and k"
     assert at == line_of("one head", __file__)
+
+
+def test_a_mask_of_heads_in_every_group() -> None:
+    q, k, v = (leaf(n, BATCH, 2, 3, TOKENS, DIM) for n in "qkv")
+    mask = leaf("mask", 3, TOKENS, TOKENS) * 1.5  # heads
+    scores = matmul(q, transpose(k, order=(0, 1, 2, 4, 3)))
+    miss = only_miss(graph_of(weighted_sum(scores, v, mask, scale=1.0, softcap=0.0)), Grouped())
+    assert miss.reason == (f"the mask is {mask.type}: heads of one group, or groups of one head, "
+                           "share it")
+    assert miss.at == line_of("heads", __file__)

@@ -148,6 +148,8 @@ CASES: dict[str, tuple[Callable[[Any, Value], Any], str]] = {
     "attention without a cache": (
         lambda p, x: attention(heads(x), heads(x), heads(x * 2.0)),
         "y[batch, tokens, heads, dim]"),
+    "attention of the first token": (
+        lambda p, x: attention(heads(x)[:, :1], heads(x), heads(x)), "y[batch, 1, heads, dim]"),
     "attention to everything, capped": (
         lambda p, x: attention(heads(x), heads(x)[..., :2, :], heads(x)[..., 2:, :], causal=False,
                                softcap=2.0), "y[batch, tokens, heads, dim]"),

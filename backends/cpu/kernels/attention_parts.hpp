@@ -12,8 +12,8 @@ namespace gd {
 template <class T> struct Attention {
   const T *q, *k, *v;
   T* out;
-  const int32_t* positions;  // [batch, tokens]; -1 is padding, which gives zeros; nullptr: the
-                             // tokens are the last slots
+  const int32_t* positions;  // [batch, tokens]; -1 is padding, which gives zeros; nullptr:
+                             // token t stands at slot t
   i64 batch, tokens, heads, kv_heads, slots, dim, value_dim;
   i64 q_stride[3], k_stride[3], v_stride[3], out_stride[3];  // b, then t or s, then head
   i64 position_stride;
@@ -32,7 +32,7 @@ static_assert(tile_keys % NB == 0, "a tile is whole panels");
 constexpr float nothing = -__builtin_inff();
 
 template <class T> GD_INLINE Range seen(const Attention<T>& a, i64 b, i64 t) {
-  i64 p = t + a.slots - a.tokens;
+  i64 p = t;
   if (a.positions) {
     p = a.positions[b * a.position_stride + t];
     if (p < 0) return {0, 0};

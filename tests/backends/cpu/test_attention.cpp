@@ -74,7 +74,7 @@ template <class T> static gd::Attention<T> arguments(const Case& c, const Data<T
 }
 
 template <class T> static double score(const gd::Attention<T>& a, i64 b, i64 h, i64 t, i64 j) {
-  const i64 p = a.positions ? a.positions[b * a.position_stride + t] : t + a.slots - a.tokens;
+  const i64 p = a.positions ? a.positions[b * a.position_stride + t] : t;
   if (a.positions && p < 0) return -INFINITY;
   if (a.causal && (j > p || (a.window > 0 && j <= p - a.window))) return -INFINITY;
   const T* q = a.q + b * a.q_stride[0] + t * a.q_stride[1] + h * a.q_stride[2];

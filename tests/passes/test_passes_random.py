@@ -42,6 +42,7 @@ def test_rounding_is_all_that_f32_adds(seed: int, make: Callable[[int], Graph]) 
         assert error_of(a, b) <= 0.02
 
 
+@pytest.mark.fuzz
 def test_some_rules_in_any_order(order_seeds: range, monkeypatch: pytest.MonkeyPatch,
                                  record_property: Callable[..., None]) -> None:
     """Any of the rules, tried in any order at every level, give the same numbers."""

@@ -31,6 +31,8 @@ class Target:
     """Runs of pointwise and row-reduction kernels become generated loops."""
     epilogue_matmuls: int = 2
     """How many matmuls that share an operand one epilogue may take."""
+    fuses_attention: bool = False
+    """Pointwise work that follows an attention becomes a part of it."""
     fuses_prologues: bool = False
     """A loop whose rows one matmul alone reads becomes a part of it."""
 

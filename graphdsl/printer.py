@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from graphdsl.ir import Graph, Node, Value
 
-SHOWN_BODIES = ("loop", "matmul_epilogue", "matmul_prologue", "repeat")
+SHOWN_BODIES = ("loop", "matmul_epilogue", "matmul_prologue", "attention_epilogue", "repeat")
 """Bodies that are part of a node's meaning; an Operation's body is documented by its name."""
 
 

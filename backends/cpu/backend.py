@@ -21,6 +21,7 @@ from graphdsl.ir import FLOATS, Node, Value
 from graphdsl.plan import Body, Call, Leaf, Plan, RepeatCall
 from graphdsl.views import Ref
 
+from .attention_calls import attention_of
 from .calls import (
     KERNELS,
     Prologue,
@@ -62,7 +63,7 @@ class CPU:
     @property
     def target(self) -> Target:
         return Target("cpu", takes=TAKEN, kv_order="bnsd",
-                      fuses_prologues=True)
+                      fuses_attention=True, fuses_prologues=True)
 
     @property
     def chosen(self) -> Level:
@@ -120,6 +121,11 @@ class CPU:
             leaf = node.body.leaves[index]
             return any(self.needs_copy(n, i, ref) for n in node.body.nodes
                        for i, v in enumerate(n.inputs) if v is leaf)
+        if node.name == "attention_epilogue":
+            attention, leaves = attention_of(node)
+            if leaves[index] not in attention.inputs:
+                return not ref.unit_columns
+            return self.needs_copy(attention, attention.inputs.index(leaves[index]), ref)
         if node.name in ("attention", "kv_append", *TAKEN):
             return _strides_matter(node.inputs[index], ref)
         if node.name == "expert_linear":
@@ -146,6 +152,10 @@ class CPU:
             return loop_scratch(node, "threads")
         if node.name == "matmul_prologue":
             return " + ".join(Prologue.of(node).scratch("threads"))
+        if node.name == "attention_epilogue":
+            attention, leaves = attention_of(node)
+            own = [inputs[leaves.index(v)] for v in attention.inputs]
+            return self.scratch(attention, own, outputs)
         if node.name == "attention":
             q, k, v = inputs[:3]
             sizes = (*q.shape[:3], k.shape[2], k.shape[1], q.shape[3], v.shape[3])

@@ -11,6 +11,7 @@ from graphdsl.ir import DTYPES, Affine, Dim, Node, Size
 from graphdsl.plan import Call, RepeatCall
 from graphdsl.views import Ref, collapsed_rows
 
+from .attention_calls import attention_call, attention_epilogue_call
 from .loops import (
     BLOCK,
     CHUNK,
@@ -245,41 +246,6 @@ def _expert_linear(call: Call, scratch: str) -> list[str]:
             f"  store({address(out)} + row * {out_stride} + i, sum, lanes);", "});"]
 
 
-def _attention(call: Call, scratch: str) -> list[str]:
-    node, attr = call.node, call.node.attr
-    given = dict(zip(node.op.present(len(node.inputs), attr), call.inputs, strict=True))
-    q, k, v, out = given["q"], given["k"], given["v"], call.outputs[0]
-    batch, tokens, heads, dim = q.shape
-    scale = attr["scale"] if attr["scale"] is not None else float(dim) ** -0.5  # type: ignore[arg-type]
-    lines = ["{", f"  Attention<{CTYPES[q.dtype]}> t{{}};"]
-
-    def put(name: str, value: object) -> None:
-        lines.append(f"  t.{name} = {_text(value)};")
-
-    for name, ref in (("q", q), ("k", k), ("v", v), ("out", out)):
-        put(name, address(ref))
-        lines.extend(f"  t.{name}_stride[{i}] = {ref.strides[i]};" for i in range(3))
-    for name, size in (("batch", batch), ("tokens", tokens), ("heads", heads),
-                       ("kv_heads", k.shape[2]), ("slots", k.shape[1]), ("dim", dim),
-                       ("value_dim", v.shape[3])):
-        put(name, size)
-    if "positions" in given:
-        put("positions", address(given["positions"]))
-        put("position_stride", given["positions"].strides[0])
-    put("causal", str(bool(attr["causal"])).lower())
-    put("window", attr["window"])
-    put("scale", f"{float(scale)!r}f")
-    put("softcap", f"{float(attr['softcap'])!r}f")
-    if "mask" in given:
-        mask = given["mask"]
-        put("mask", address(mask))
-        put("mask_kind", {"bool": 1, "f32": 2}.get(mask.dtype, 3))
-        strides = [ZERO] * (4 - len(mask.shape)) + [
-            ZERO if size == 1 else s for size, s in zip(mask.shape, mask.strides, strict=True)]
-        lines.extend(f"  t.mask_stride[{i}] = {s};" for i, s in enumerate(strides))
-    return [*lines, f"  attention(team, t, {scratch});", "}"]
-
-
 def _view4(ref: Ref, *, const: bool = True) -> str:
     kind = ("const " if const else "") + CTYPES[ref.dtype]
     return f"View4<{kind}>{{{address(ref)}, {_array(ref.strides[:3])}}}"
@@ -359,7 +325,8 @@ def _arange(call: Call, scratch: str) -> list[str]:
 
 KERNELS: dict[str, Callable[[Call, str], list[str]]] = {
     "copy": _copy, "arange": _arange, "embedding": _embedding, "matmul": _batched,
-    "matmul_nt": _batched, "expert_linear": _expert_linear, "attention": _attention,
+    "matmul_nt": _batched, "expert_linear": _expert_linear, "attention": attention_call,
+    "attention_epilogue": attention_epilogue_call,
     "kv_append": _kv_append, "rope_append": _rope_append, "norm_rope_append": _norm_rope_append,
     "take_rows": _take_rows, "gather": _gather, "argmax": _argmax, "topk": _topk,
 }

@@ -317,7 +317,7 @@ def loop_code(node: Node, inputs: Sequence[Ref], outputs: Sequence[Ref]) -> Loop
                 rows, columns = (), merged[0]
                 row_strides = tuple(() for _ in refs)
     names = [f"x{i}" for i in range(len(inputs))] + [f"y{i}" for i in range(len(outputs))]
-    pointers = tuple(_pointer(name, ref, row, i < len(inputs)) for i, (name, ref, row)
+    pointers = tuple(pointer_text(name, ref, row, i < len(inputs)) for i, (name, ref, row)
                      in enumerate(zip(names, refs, row_strides, strict=True)))
     emitter = Emitter(body, dict(zip(body.leaves, names, strict=False)))
     phases = emitter.run(names[len(inputs):])
@@ -326,7 +326,8 @@ def loop_code(node: Node, inputs: Sequence[Ref], outputs: Sequence[Ref]) -> Loop
     return LoopCode(tuple(map(str, rows)), str(columns), blocked, pointers, saved, phases)
 
 
-def _pointer(name: str, ref: Ref, strides: Sequence[Poly], constant: bool) -> str:
+def pointer_text(name: str, ref: Ref, strides: Sequence[Poly], constant: bool) -> str:
+    """The declaration of a pointer to a row's first element."""
     terms = [address(ref), *(f"i{k} * {s}" for k, s in enumerate(strides) if s != ZERO)]
     const = "const " if constant else ""
     return f"{const}{CTYPES[ref.dtype]}* const {name} = {' + '.join(terms)};"
@@ -381,7 +382,7 @@ def epilogue_code(node: Node, inputs: Sequence[Ref], outputs: Sequence[Ref]) -> 
     strides = [aligned_strides(r, len(space)) for r in refs]
     rows, row_strides = collapsed_rows(space[:-1], [s[:-1] for s in strides])
     names = [f"x{i}" for i, _ in operands] + [f"y{i}" for i in range(len(outputs))]
-    pointers = tuple(_pointer(name, ref, row, k < len(operands)) for k, (name, ref, row)
+    pointers = tuple(pointer_text(name, ref, row, k < len(operands)) for k, (name, ref, row)
                      in enumerate(zip(names, refs, row_strides, strict=True)))
     emitter = Emitter(body, {v: f"x{i}" for i, v in operands}, registers)
     phase = emitter.run(names[len(operands):])[0]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from graphdsl.errors import GraphError
 from graphdsl.ir import Graph
+from graphdsl.passes.attention_epilogues import FuseAttention
 from graphdsl.passes.base import CheckFailed, Fired, Missed, Pass
 from graphdsl.passes.cleanup import CleanUp
 from graphdsl.passes.epilogues import FuseEpilogues
@@ -38,6 +39,7 @@ PIPELINE: tuple[Pass, ...] = (
     Hoist(),          # kernels only: the work of a turn is visible
     Fold(),           # merged weights and hoisted work on params become params
     KVLayout(),       # every state and its writers are in sight, bodies of Operations are few
+    FuseAttention(),  # before the others: what follows heads moves in front of their merging
     FuseEpilogues(),  # before loops: a matmul has the first claim on what follows it
     FuseLoops(),      # takes what is left
     FusePrologues(),  # loops are whole: what they make and who reads it is known

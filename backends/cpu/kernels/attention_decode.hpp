@@ -195,13 +195,11 @@ GD_NOINLINE void few_stretch(const Attention<T>& a, i64 b, i64 g, Range keys, co
 
 template <class T>
 GD_NOINLINE void few_finish(const Attention<T>& a, i64 b, i64 g, const FewScratch& s,
-                            const float* sums) {
+                            float* sums) {
   const i64 group = a.heads / a.kv_heads;
   for (i64 r = 0; r < s.rows; ++r) {
-    const i64 t = r / group, h = g * group + r % group;
-    const float* row = sums + r * s.sums_stride;
-    finish_row(row + 16, row[1], a.value_dim,
-               a.out + b * a.out_stride[0] + t * a.out_stride[1] + h * a.out_stride[2]);
+    float* row = sums + r * s.sums_stride;
+    finish_row(a, b, r / group, g * group + r % group, row + 16, row[1]);
   }
 }
 

@@ -23,6 +23,9 @@ template <class T> struct Attention {
   const void* mask;
   int mask_kind;       // 0 none, 1 bool (true: attend), 2 f32 to add, 3 T to add
   i64 mask_stride[4];  // b, h, t, s; 0 broadcasts
+  // If given, takes every finished row, in f32, in place of `out`.
+  void (*finish)(const void* with, i64 b, i64 t, i64 h, const float* row);
+  const void* finish_with;
 };
 
 namespace attending {
@@ -130,11 +133,19 @@ GD_INLINE void shrink_row(float* sums, i64 n, float shrink) {
   if (shrink == 1) return;
   for (i64 i = 0; i < n; i += W) store(sums + i, load(sums + i, Full{}) * shrink, Full{});
 }
-template <class T> GD_NOINLINE void finish_row(const float* sums, float total, i64 n, T* out) {
+// The row of token t and head h: stored, or given to what follows.
+template <class T>
+GD_NOINLINE void finish_row(const Attention<T>& a, i64 b, i64 t, i64 h, float* sums, float total) {
   const float factor = total == 0 ? 0.f : 1 / total;
-  for_lanes(n, [&](i64 i, auto l) {
-    store(out + i, total == 0 ? splat(0) : load(sums + i, l) * factor, l);
-  });
+  const auto row = [&](auto* to) {
+    for_lanes(a.value_dim, [&](i64 i, auto l) {
+      store(to + i, total == 0 ? splat(0) : load(sums + i, l) * factor, l);
+    });
+  };
+  if (!a.finish)
+    return row(a.out + b * a.out_stride[0] + t * a.out_stride[1] + h * a.out_stride[2]);
+  row(sums);
+  a.finish(a.finish_with, b, t, h, sums);
 }
 
 }  // namespace attending

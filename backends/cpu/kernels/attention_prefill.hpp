@@ -135,9 +135,8 @@ GD_NOINLINE void many_job(const Attention<T>& a, const Job& job, const ManyScrat
     for (i64 row = 0; row < rows; row += R) strip(a, job, row, key, keys, s);
   }
   for (i64 r = 0; r < rows; ++r)
-    finish_row(s.sums + r * s.sums_stride, s.running[r].total, a.value_dim,
-               a.out + job.b * a.out_stride[0] + job.token(r) * a.out_stride[1] +
-                   job.head(r) * a.out_stride[2]);
+    finish_row(a, job.b, job.token(r), job.head(r), s.sums + r * s.sums_stride,
+               s.running[r].total);
 }
 
 // Jobs are handed out one by one, the last tokens, which see the most, first.

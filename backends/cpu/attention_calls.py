@@ -1,0 +1,103 @@
+"""Attention as C++: a struct of pointers, strides and sizes, and what follows a finished row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from graphdsl.expr import ZERO, Poly
+from graphdsl.ir import Affine, Dim, Node, Value
+from graphdsl.plan import Call
+from graphdsl.views import Ref
+
+from .loops import CTYPES, Emitter, address, aligned_strides, pointer_text
+
+ROW = "sums"
+"""What the generated code calls a finished row."""
+
+
+def attention_of(node: Node) -> tuple[Node, tuple[Value, ...]]:
+    """The attention in an attention_epilogue, and the leaves of the body."""
+    assert node.body is not None
+    return next(n for n in node.body.nodes if n.name == "attention"), node.body.leaves
+
+
+def attention_call(call: Call, scratch: str) -> list[str]:
+    """An attention that stores its rows."""
+    out = call.outputs[0]
+    stores = [f"  t.out = {address(out)};",
+              *(f"  t.out_stride[{i}] = {out.strides[i]};" for i in range(3))]
+    return ["{", *_members(call.node, call.inputs), *stores,
+            f"  attention(team, t, {scratch});", "}"]
+
+
+def attention_epilogue_call(call: Call, scratch: str) -> list[str]:
+    """An attention whose finished rows are worked on before they are stored."""
+    node, leaves = attention_of(call.node)
+    ref = dict(zip(leaves, call.inputs, strict=True))
+    kind = "const decltype(finish)*"
+    return ["{", *_members(node, [ref[v] for v in node.inputs]), *_finish(call, node),
+            "  t.finish = [](const void* with, i64 b, i64 t, i64 h, const float* row) {",
+            f"    (*static_cast<{kind}>(with))(b, t, h, row);", "  };",
+            "  t.finish_with = &finish;", f"  attention(team, t, {scratch});", "}"]
+
+
+def _finish(call: Call, node: Node) -> list[str]:
+    """The function that is given row (i0, i1, i2) of batch, token and head."""
+    body = call.node.body
+    assert body is not None
+    read = {v for n in body.nodes if n is not node for v in n.inputs if v.node is None}
+    operands = [(f"x{i}", v, r) for i, (v, r) in
+                enumerate(zip(body.leaves, call.inputs, strict=True)) if v in read]
+    results = [(f"y{i}", r) for i, r in enumerate(call.outputs)]
+    pointers = [_pointer(name, r, True) for name, _, r in operands]
+    pointers += [_pointer(name, r, False) for name, r in results]
+    emitter = Emitter(body, {v: name for name, v, _ in operands}, {node.outputs[0]: "acc0"})
+    phase = emitter.run([name for name, _ in results])[0]
+    unused = "[[maybe_unused]] "
+    return [f"  const auto finish = [&]({unused}i64 i0, {unused}i64 i1, {unused}i64 i2, "
+            f"const float* {ROW}) {{",
+            *(f"    {unused}{line}" for line in (*pointers, *phase.before)),
+            f"    for_lanes({Poly.of(node.out_types[0].shape[-1])}, [&](i64 i, auto lanes) {{",
+            f"      const F acc0 = load({ROW} + i, lanes);",
+            *(f"      {line}" for line in phase.columns), "    });", "  };"]
+
+
+def _pointer(name: str, ref: Ref, constant: bool) -> str:
+    return pointer_text(name, ref, aligned_strides(ref, 4)[:-1], constant)
+
+
+def _members(node: Node, inputs: Sequence[Ref]) -> list[str]:
+    """The members of the struct but for what becomes of its rows."""
+    attr = node.attr
+    given = dict(zip(node.op.present(len(node.inputs), attr), inputs, strict=True))
+    q, k, v = given["q"], given["k"], given["v"]
+    batch, tokens, heads, dim = q.shape
+    scale = attr["scale"] if attr["scale"] is not None else float(dim) ** -0.5  # type: ignore[arg-type]
+    lines = [f"  Attention<{CTYPES[q.dtype]}> t{{}};"]
+
+    def put(name: str, value: object) -> None:
+        text = Poly.of(value) if isinstance(value, Dim | Affine) else value
+        lines.append(f"  t.{name} = {text};")
+
+    for name, ref in (("q", q), ("k", k), ("v", v)):
+        put(name, address(ref))
+        lines.extend(f"  t.{name}_stride[{i}] = {ref.strides[i]};" for i in range(3))
+    for name, size in (("batch", batch), ("tokens", tokens), ("heads", heads),
+                       ("kv_heads", k.shape[2]), ("slots", k.shape[1]), ("dim", dim),
+                       ("value_dim", v.shape[3])):
+        put(name, size)
+    if "positions" in given:
+        put("positions", address(given["positions"]))
+        put("position_stride", given["positions"].strides[0])
+    put("causal", str(bool(attr["causal"])).lower())
+    put("window", attr["window"])
+    put("scale", f"{float(scale)!r}f")
+    put("softcap", f"{float(attr['softcap'])!r}f")
+    if "mask" in given:
+        mask = given["mask"]
+        put("mask", address(mask))
+        put("mask_kind", {"bool": 1, "f32": 2}.get(mask.dtype, 3))
+        strides = [ZERO] * (4 - len(mask.shape)) + [
+            ZERO if size == 1 else s for size, s in zip(mask.shape, mask.strides, strict=True)]
+        lines.extend(f"  t.mask_stride[{i}] = {s};" for i, s in enumerate(strides))
+    return lines

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from graphdsl.ir import Node, Size, Value, scaled
 from graphdsl.op import Op, constant
-from graphdsl.ops.math import cast, cos, mul, neg, sin
+from graphdsl.ops.math import add, cast, cos, mul, neg, sin, sub
 from graphdsl.ops.shape import (
     concat,
     expand,
@@ -301,6 +301,44 @@ class Halves(LocalRule):
         return [slice(x, axis=axis, start=start, size=sizes[0]) for start in (0, sizes[0])]
 
 
+class CastWhole(LocalRule):
+    """A half of a head that is widened is a half of the widened head: rope widens all of it."""
+
+    roots = (cast,)
+    needs = frozenset((slice,))
+    shapes = "x[a, b, c, 6]:bf16"
+
+    @staticmethod
+    def before(x: Value) -> Any:
+        return tuple(cast(slice(x, axis=3, start=at, size=3), dtype="f32") for at in (0, 3))
+
+    def rewritten(self, site: Site) -> Sequence[Value]:
+        half = site.made_by(site.inputs[0], slice)
+        x, size = half.inputs[0], half.attr["size"]
+        if (len(x.shape) < 4 or half.attr["axis"] != len(x.shape) - 1
+                or not isinstance(size, int) or x.shape[-1] != 2 * size):
+            raise NoMatch("it is no half of a head")
+        return [slice(cast(x, **site.attr), **half.attr)]
+
+
+class RoundedTogether(LocalRule):
+    """The halves of a head that are turned and rounded one by one are rounded together."""
+
+    roots = (concat,)
+    needs = frozenset((cast, sub))
+    shapes = "x[a, b, c, 3]:f32, y[a, b, c, 3]:f32"
+
+    @staticmethod
+    def before(x: Value, y: Value) -> Any:
+        return concat(cast(x - y, dtype="bf16"), cast(x + y, dtype="bf16"), axis=3)
+
+    def rewritten(self, site: Site) -> Sequence[Value]:
+        parts = [site.made_by(v, cast).inputs[0] for v in site.inputs]
+        if [p.node.op for p in parts if p.node] != [sub, add] or parts[0].dtype != "f32":
+            raise NoMatch("it is no head that is turned")
+        return [cast(concat(*parts, **site.attr), dtype=site.value.dtype)]
+
+
 class Doubled(LocalRule):
     """What is done to every number of a row that is there twice is done to it once."""
 
@@ -347,4 +385,4 @@ def _row_of(overlay: Overlay, value: Value) -> Value:
 
 RULES: tuple[Rule, ...] = (
     CountedAxis(), Twin(), Undone(), InwardTranspose(), TurnedGroups(), RepeatedRows(),
-    NegatedInPlace(), Halves(), Doubled())
+    NegatedInPlace(), Halves(), CastWhole(), RoundedTogether(), Doubled())

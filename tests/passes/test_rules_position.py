@@ -147,6 +147,19 @@ def test_in_f32_and_rounded(turned: str) -> None:
         assert attribute_of_rope(graph_of(last)) is interleaved
 
 
+@pytest.mark.parametrize("together", [True, False])
+def test_halves_that_are_widened_one_by_one(together: bool) -> None:
+    for shape in (LAST, FIRST):
+        x = leaf("x", *shape, dtype="bf16")
+        c, s = (beside(x, t) for t in tables(DIM // 2))
+        a, b = (cast(h, dtype="f32") for h in (x[..., :4], x[..., 4:]))
+        parts = [a * c - b * s, b * c + a * s]
+        y = (cast(concat(*parts, axis=-1), dtype="bf16") if together
+             else concat(*(cast(p, dtype="bf16") for p in parts), axis=-1))
+        last = y if shape == LAST else transpose(y, order=(0, 2, 1, 3))
+        assert attribute_of_rope(graph_of(last)) is False
+
+
 @pytest.mark.parametrize("turned", TURNED)
 @pytest.mark.parametrize("shape", [LAST, FIRST], ids=["heads last", "heads first"])
 def test_with_rounded_tables(shape: tuple[Any, ...], turned: str) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from graphdsl.plan import Plan
 
 ALIGNMENT = 64
+TRIES = 32
 SHORT, LONG = 1, 512
 """Tokens of the two lengths that a report is made for."""
 
@@ -59,24 +60,38 @@ def bound_of(live: Sequence[Live]) -> int:
 
 
 def peak_of(live: Sequence[Live]) -> int:
-    """The bytes of the best of three placements: largest first, longest first, and by the product
-    of both."""
+    """The bytes of the best placement that is found: largest first, by the product of size and
+    length, longest first, and then again and again with the buffer that ended highest placed
+    before all others, until 2 % of the bound are left."""
     orders: tuple[Callable[[Live], int], ...] = (
-        lambda b: b.bytes, lambda b: b.end - b.start + 1,
-        lambda b: b.bytes * (b.end - b.start + 1))
-    return min(_placed(sorted(live, key=key, reverse=True)) for key in orders)
+        lambda b: b.bytes, lambda b: b.bytes * (b.end - b.start + 1),
+        lambda b: b.end - b.start + 1)
+    bound = bound_of(live)
+    best, highest, order = -1, 0, list(live)
+    for way in range(2 + TRIES):
+        if way < len(orders):
+            order = sorted(live, key=orders[way], reverse=True)
+        elif best > bound + bound // 50:
+            order.insert(0, order.pop(highest))
+        else:
+            break
+        peak, highest = _placed(order)
+        best = peak if best < 0 else min(best, peak)
+    return max(best, 0)
 
 
-def _placed(live: Iterable[Live]) -> int:
+def _placed(live: Iterable[Live]) -> tuple[int, int]:
+    """The bytes needed when buffers are placed in this order, and which of them ends highest."""
     placed: list[tuple[int, int, Live]] = []
-    peak = 0
+    peak = highest = 0
     for number, item in enumerate(live):
         size = _aligned(item.bytes)
         if size:
             offset = _best_gap(placed, item, size)
-            peak = max(peak, offset + size)
+            if offset + size > peak:
+                peak, highest = offset + size, number
             insort(placed, (offset, number, item), key=lambda entry: entry[:2])
-    return peak
+    return peak, highest
 
 
 def _best_gap(placed: Sequence[tuple[int, int, Live]], item: Live, size: int) -> int:

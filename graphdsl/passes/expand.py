@@ -10,7 +10,7 @@ from graphdsl.errors import Loc
 from graphdsl.ir import Graph, Node
 from graphdsl.passes.base import Fired, Missed, Result, in_bodies
 from graphdsl.passes.catalogue import FUSIONS, groups, splits
-from graphdsl.passes.cleanup import nearly_equal, tidied
+from graphdsl.passes.cleanup import common_subexpressions, nearly_equal, tidied
 from graphdsl.passes.engine import apply_rules
 from graphdsl.passes.rewrite import inline
 from graphdsl.passes.rules import Rule
@@ -33,14 +33,25 @@ class _Levels:
         graph = tidied(in_bodies(graph, self.opened))
         self.missed.update(dict.fromkeys(nearly_equal(graph)))
         while True:
-            for rules in self.steps:
-                graph, fired, missed = apply_rules(graph, rules)
-                self.fired += fired
-                self.missed.update(dict.fromkeys(missed))
+            graph = self.fused(graph)
             opened = inline(graph, self.wanted)
             if opened is graph:
                 return graph
             graph = tidied(opened)
+
+    def fused(self, graph: Graph) -> Graph:
+        """`graph` after all rules; again where they have made two values equal, for what reads
+        the one and what reads the other may be one pattern now."""
+        while True:
+            before = len(self.fired)
+            for rules in self.steps:
+                graph, fired, missed = apply_rules(graph, rules)
+                self.fired += fired
+                self.missed.update(dict.fromkeys(missed))
+            joined = common_subexpressions(graph) if len(self.fired) > before else graph
+            if joined is graph:
+                return graph
+            graph = joined
 
     def wanted(self, node: Node) -> bool:
         return node.op.is_operation and node.name not in self.takes

@@ -29,11 +29,16 @@ class Effects:
     writes: frozenset[int]
 
 
+NO_EFFECTS = Effects({}, frozenset())
+
+
 def effects_of(node: Node) -> Effects:
     """The effects of a kernel as it declares them, of an Operation as its body has them."""
     if node.body is None:
         if node.op.kind == "view":
-            return Effects(dict.fromkeys(range(len(node.outputs)), 0), frozenset())
+            return Effects(dict.fromkeys(range(len(node.out_types)), 0), frozenset())
+        if not node.op.aliases:
+            return NO_EFFECTS
         return Effects(dict(node.op.aliases), frozenset(i for _, i in node.op.aliases))
     inner = _body_effects(node.body)
     if node.op is not REPEAT:

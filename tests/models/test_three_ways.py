@@ -11,7 +11,7 @@ import torch
 
 from graphdsl.backends.cpu.backend import CPU
 from graphdsl.ir import Graph, Value
-from graphdsl.layer import trace
+from graphdsl.layer import Model, trace
 from graphdsl.models.llama import Config, LlamaLayer
 from graphdsl.ops import (
     arange,
@@ -216,6 +216,31 @@ def test_all_three_end_in_one_graph(dtype: str) -> None:
     assert {"rope_append", "attention", "matmul_prologue"} <= set(wanted.replace("(", " ").split())
     for way in (Kernels, Transcribed):
         assert found[way].replace(way.__name__, "Library") == wanted
+
+
+class Stack(Model):
+    """Three layers of one spelling in a loop."""
+
+    signature = SIGNATURE
+
+    def __init__(self, way: type[LlamaLayer]) -> None:
+        self.config = SMALL
+        self.layers = [way(SMALL) for _ in range(3)]
+
+    def forward(self, x: Value, positions: Value) -> Value:
+        for layer in self.layers:
+            x = layer(x, positions)
+        return x
+
+
+@pytest.mark.parametrize("min_turns", ["2", "100"])
+def test_all_three_end_in_one_model(min_turns: str) -> None:
+    """Angles and masks leave the repeat, norms cross its borders, whatever the spelling."""
+    found = [run_pipeline(trace(Stack(way)), CPU().target, {"roll": {"min_turns": min_turns}})
+             for way in WAYS]
+    first, *others = (text(after.graph, locations=False) for after in found)
+    assert ("repeat" in first) is (min_turns == "2")
+    assert others == [first, first]
 
 
 @pytest.mark.parametrize("way", [Kernels, Transcribed])

@@ -16,6 +16,7 @@ from graphdsl.passes.base import CheckFailed, Fired, Missed, Pass
 from graphdsl.passes.cleanup import CleanUp
 from graphdsl.passes.epilogues import FuseEpilogues
 from graphdsl.passes.expand import Expand
+from graphdsl.passes.experts import JoinExperts
 from graphdsl.passes.fold import Fold, Hoist
 from graphdsl.passes.kv_layout import KVLayout
 from graphdsl.passes.loops import FuseLoops
@@ -36,6 +37,7 @@ PIPELINE: tuple[Pass, ...] = (
     Expand(),         # rules need Operations, one meaning each; kernels come after all of them
     KeepF32(),        # sums are kernels now, and what rules have recognised is out of the way
     CleanUp(),        # expansion leaves equal subexpressions, reshapes of reshapes, casts
+    JoinExperts(),    # what it does to weights is folded next
     Hoist(),          # kernels only: the work of a turn is visible
     Fold(),           # merged weights and hoisted work on params become params
     KVLayout(),       # every state and its writers are in sight, bodies of Operations are few

@@ -11,7 +11,7 @@ import math
 from typing import Any
 
 from graphdsl.ir import Value
-from graphdsl.op import operation
+from graphdsl.op import constant_of, operation
 from graphdsl.ops.attention import attention
 from graphdsl.ops.linear import matmul
 from graphdsl.ops.math import (
@@ -82,7 +82,7 @@ class Weigh(FusionRule):
 
     @staticmethod
     def after(scores: Value, v: Value) -> Any:
-        return weighted_sum(scores, v, 0.0, scale=1.0, softcap=0.0)
+        return weighted_sum(scores, v, constant_of(0.0, "f32"), scale=1.0, softcap=0.0)
 
 
 class WeighRounded(FusionRule):
@@ -98,7 +98,7 @@ class WeighRounded(FusionRule):
 
     @staticmethod
     def after(scores: Value, v: Value, *, dtype: str) -> Any:
-        return weighted_sum(scores, v, 0.0, scale=1.0, softcap=0.0)
+        return weighted_sum(scores, v, constant_of(0.0, "f32"), scale=1.0, softcap=0.0)
 
 
 class Widened(FusionRule):

@@ -199,14 +199,16 @@ class WindowMask(LocalRule):
     def rewritten(self, site: Site) -> Sequence[Value]:
         mask, read = _mask_of(site)
         positions = _operands(site).get("positions")
-        form = Reader(site.overlay).form(positions, (0, TOKENS)) if positions is not None else None
-        own = [(None, (TOKENS,))] if form is None else list(form.terms)
+        own = (Form({(None, (TOKENS,)): 1}) if positions is None
+               else Reader(site.overlay).form(positions, (0, TOKENS)))
         if not site.attr["causal"] or site.attr["window"]:
             raise NoMatch("it is not causal, or has a window")
-        for condition in (c for c in read.conditions if c.form and [_bound(c.form, -1)] == own):
-            width = condition.form.const if condition.form else 0
-            if isinstance(width, int) and width >= 0:
-                return _changed(site, {"mask": read.without(condition).value}, window=width + 1)
+        for condition in (c for c in read.conditions if c.form):
+            behind = condition.form.plus(own) if condition.form else own
+            if (behind.terms == {(None, (KEYS,)): 1} and isinstance(behind.const, int)
+                    and behind.const >= 0):
+                return _changed(site, {"mask": read.without(condition).value},
+                                window=behind.const + 1)
         site.require(not any(c.form and (None, (KEYS,)) in c.form.terms for c in read.conditions),
                      "no condition of the mask is key > position - window", mask)
         raise NoMatch("no condition of the mask is about keys")

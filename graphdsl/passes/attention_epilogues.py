@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from graphdsl.ir import Graph, Node, Size, Value
+from graphdsl.ir import Graph, Node, Size, Value, scaled
 from graphdsl.op import Op
 from graphdsl.ops.attention import attention
 from graphdsl.ops.shape import reshape
@@ -73,8 +73,9 @@ def _in_heads(value: Value, merge: Node) -> Value | None:
     merged, heads = merge.out_types[0].shape, merge.inputs[0].shape
     if not value.shape:
         return value
-    shapes: dict[tuple[Size, ...], tuple[Size, ...]] = {
-        merged: heads, merged[-1:]: heads[-2:], (*merged[:-1], 1): (*heads[:-2], 1, 1)}
+    shapes: dict[tuple[Size, ...], tuple[Size, ...]] = {merged: heads}
+    if isinstance(heads[-2], int) and merged[-1] == scaled(heads[-1], heads[-2]):
+        shapes |= {merged[-1:]: heads[-2:], (*merged[:-1], 1): (*heads[:-2], 1, 1)}
     if value.shape not in shapes:
         return None
     attrs = {"shape": shapes[value.shape]}

@@ -253,7 +253,8 @@ class Reader:
         if node.op is constant:
             return Form({}, node.attr["value"])
         if node.op is arange:
-            return Form({(None, axes): 1})
+            # One number alone, 0, is broadcast: it counts neither tokens nor keys.
+            return Form() if value.shape == (1,) else Form({(None, axes): 1})
         if node.op in (add, sub):
             first, second = (self.form(*part) for part in parts)
             return first.plus(second, 1 if node.op is add else -1)

@@ -176,6 +176,8 @@ class TurnedPairs(FusionRule):
 
     def when(self, m: Match) -> None:
         _require_pairs(m)
+        m.require((m.half, m.column) == (m.pairs[:4], (*m.pairs[:4], 1)),
+                  "what is turned does not go back to its pairs", m.x)
         _require_tables(m, m.whole, width=m.whole[-1])
 
 

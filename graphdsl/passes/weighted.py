@@ -195,7 +195,15 @@ class Capped(FusionRule):
         return weighted_sum(scores, v, mask, scale=scale, softcap=scale)
 
     def when(self, m: Match) -> None:
-        m.require(m.scale > 0, f"the cap is {m.scale}, wanted a number above 0", m.scores)
+        m.require(0 < m.scale < math.inf, f"the cap is {m.scale}, wanted a number above 0",
+                  m.scores)
+
+
+def _check_scale(m: Match, at: Value) -> None:
+    """Refuses sizes, 0 and what is not finite: sums of that are nan where they are written."""
+    m.require(isinstance(m.factor, int | float), f"the scale is the size {m.factor}", at)
+    m.require(m.factor != 0 and math.isfinite(m.factor),
+              f"the scale is {m.factor}, wanted a finite number other than 0", at)
 
 
 class Scaled(FusionRule):
@@ -216,7 +224,7 @@ class Scaled(FusionRule):
         return weighted_sum(scores, v, mask, scale=scale * factor, softcap=softcap)
 
     def when(self, m: Match) -> None:
-        m.require(isinstance(m.factor, int | float), f"the scale is the size {m.factor}", m.scores)
+        _check_scale(m, m.scores)
 
 
 class Divided(FusionRule):
@@ -236,7 +244,7 @@ class Divided(FusionRule):
         return weighted_sum(scores, v, mask, scale=scale / factor, softcap=softcap)
 
     def when(self, m: Match) -> None:
-        m.require(isinstance(m.factor, int | float), f"the scale is the size {m.factor}", m.scores)
+        _check_scale(m, m.scores)
 
 
 class ScaledQueries(FusionRule):
@@ -255,6 +263,9 @@ class ScaledQueries(FusionRule):
               softcap: float) -> Any:
         return weighted_sum(matmul(q, k) * factor, v, mask, scale=scale, softcap=softcap)
 
+    def when(self, m: Match) -> None:
+        _check_scale(m, m.q)
+
 
 class DividedQueries(FusionRule):
     """Queries over a number give scores over that number."""
@@ -271,6 +282,9 @@ class DividedQueries(FusionRule):
     def after(q: Value, k: Value, v: Value, mask: Value, *, factor: float, scale: float,
               softcap: float) -> Any:
         return weighted_sum(matmul(q, k) / factor, v, mask, scale=scale, softcap=softcap)
+
+    def when(self, m: Match) -> None:
+        _check_scale(m, m.q)
 
 
 class ScaledKeys(FusionRule):
@@ -290,6 +304,9 @@ class ScaledKeys(FusionRule):
               softcap: float, order: tuple[int, ...]) -> Any:
         scores = matmul(q, transpose(k, order=order)) * factor
         return weighted_sum(scores, v, mask, scale=scale, softcap=softcap)
+
+    def when(self, m: Match) -> None:
+        _check_scale(m, m.k)
 
 
 class Attend(FusionRule):

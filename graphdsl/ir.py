@@ -256,6 +256,12 @@ class Value:
     def __rtruediv__(self, other: Scalar) -> Value:
         return _op("math", "div")(other, self)
 
+    def __pow__(self, other: Value | Scalar) -> Value:
+        return _op("math", "pow")(self, other)
+
+    def __rpow__(self, other: Scalar) -> Value:
+        return _op("math", "pow")(other, self)
+
     def __neg__(self) -> Value:
         return _op("math", "neg")(self)
 

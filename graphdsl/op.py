@@ -184,8 +184,10 @@ class Op:
             operands: tuple[Any, ...] = args
         else:
             if len(args) > len(p.operands):
+                names = ", ".join((*sorted(p.required), *p.defaults))
+                rest = f"; by name: {names}" if names else ""
                 raise GraphError(f"{self.name}: {len(args)} operands given, at most "
-                                 f"{len(p.operands)} taken", loc, usage)
+                                 f"{len(p.operands)} taken{rest}", loc, usage)
             named = dict(zip(p.operands, args, strict=False))
             named |= {n: keywords.pop(n) for n in p.operands if n in keywords}
             given = [n for n in p.operands if named.get(n) is not None]
@@ -217,8 +219,10 @@ class Op:
                 raise GraphError(f"{self.name}: the number {x} meets a value of {dtype}", loc,
                                  "cast the value to a floating dtype first")
             return constant_of(x, dtype, loc)
+        hint = ("operands are given one by one" if isinstance(x, list | tuple) else
+                "operands are values made from the layer's inputs and params, or numbers")
         raise GraphError(f"{self.name}: an operand is {type(x).__name__} {str(x)[:40]!r}", loc,
-                         "operands are values made from the layer's inputs and params, or numbers")
+                         hint)
 
 
 def _freeze(attrs: dict[str, Any], name: str, loc: Loc | None) -> Attrs:

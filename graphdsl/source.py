@@ -15,7 +15,7 @@ from types import CodeType, ModuleType, SimpleNamespace
 from typing import Any
 
 from graphdsl.errors import GraphError, Loc
-from graphdsl.ir import FLOATS, Graph
+from graphdsl.ir import FLOATS, Graph, Value
 from graphdsl.layer import Layer, Model, class_loc, configured, read_setting, trace
 
 BUILD_HINT = "define build(), or exactly one Layer or Model class with a default config"
@@ -174,8 +174,10 @@ def _blaming(file: Path, what: str) -> Iterator[None]:
             raise
         loc = Loc(frames[-1].filename, frames[-1].lineno or 1) if frames else Loc(str(file), 1)
         message = str(error) or "no message"
-        raise GraphError(f"{what} raised {type(error).__name__}: {message}", loc,
-                         "--debug shows where") from error
+        hint = "--debug shows where"
+        if isinstance(error, AttributeError) and isinstance(error.obj, Value):
+            hint = "a Value has a shape, a dtype and operators; ops are functions of graphdsl.ops"
+        raise GraphError(f"{what} raised {type(error).__name__}: {message}", loc, hint) from error
 
 
 def _is_ours(error: BaseException) -> bool:

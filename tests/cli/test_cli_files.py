@@ -33,7 +33,8 @@ BAD_FILES = {
     "init raises": (SMALL.replace("self.w = ", "self.w = 1 // 0 or "),
                     "layer.py:21: Small() raised ZeroDivisionError"),
     "forward raises": (SMALL.replace("silu(linear(x", "silu(linear(x.nope"),
-                       "layer.py:24: Small raised AttributeError: 'Value' object has no attribute"),
+                       "layer.py:24: Small raised AttributeError: 'Value' object has no attribute "
+                       "'nope'\n  hint: a Value has a shape, a dtype and operators; ops are"),
     "wrong call": (SMALL.replace("linear(x, self.w)", "linear(x, x)"), "layer.py:24: linear"),
     "wrong size": (SMALL.replace("Param(config.hidden, config.hidden)", "Param(4, 7)"),
                    "layer.py:24: linear: "),

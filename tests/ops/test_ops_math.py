@@ -56,6 +56,7 @@ def test_pow(generator: torch.Generator) -> None:
     a, b = shapes(generator)
     x, y = normal(generator, *a).abs(), normal(generator, *b)
     assert torch.equal(apply(ops.pow, x, y), x ** y)
+    torch.testing.assert_close(apply(lambda x, y: 2.0 ** y - x ** 3, x, y), 2.0 ** y - x ** 3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int32])
@@ -138,7 +139,9 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: ops.exp(F32, base=2), "no attribute base"),
     (lambda: ops.exp(), "operand x is missing"),
     (lambda: ops.exp(F32, F32), "2 operands given, at most 1 taken"),
+    (lambda: ops.rms_norm(F32, F32, 1e-5), "3 operands given, at most 2 taken; by name: eps"),
     (lambda: ops.add(F32, "two"), "an operand is str 'two'"),
+    (lambda: ops.concat([F32, F32], axis=0), r"concat: an operand is list .*\n.*one by one"),
     (lambda: ops.reduce_sum(Value(TensorType((), "f32"))), "has no axis to reduce"),
     (lambda: ops.mean(I32), "wanted a floating dtype"),
 ]

@@ -124,7 +124,6 @@ def reference_outputs(graph: Graph, given: Samples, recipes: Mapping[str, Graph]
     return run(graph, given.inputs, params, given.state, exact=exact)
 
 
-
 def without_padding(graph: Graph, given: Samples, outputs: Sequence[Tensor]) -> list[Tensor]:
     """`outputs` of `graph` as they are compared. The rows of padding mean nothing: where a graph
     masks attention by its own maths, they are something else than the 0 of `attention`, so in a

@@ -107,6 +107,36 @@ def test_run(dtype: str, cli: Cli) -> None:
     assert float(found[1]) <= float(found[2])
 
 
+MASKED = '''\
+from graphdsl import KVCache, Layer
+from graphdsl.ops import arange, reshape, softmax, transpose, where
+
+
+class Masked(Layer):
+    signature = "x[batch, tokens, 8], positions[batch, tokens]:i32 -> y[batch, tokens, 8]"
+
+    def __init__(self):
+        self.kv = KVCache(2, 4)
+
+    def forward(self, x, positions):
+        batch, tokens, _ = x.shape
+        heads = reshape(x, shape=(batch, tokens, 2, 4))
+        kv = self.kv.append(heads, heads, positions)
+        q, v = (transpose(each, order=(0, 2, 1, 3)) for each in (heads, kv.v))
+        scores = q @ transpose(kv.k, order=(0, 2, 3, 1)) / 2.0
+        seen = arange(size=v.shape[2]) <= reshape(positions, shape=(batch, 1, tokens, 1))
+        weights = softmax(where(seen, scores, float("-inf")))
+        return reshape(transpose(weights @ v, order=(0, 2, 1, 3)), shape=(batch, tokens, 8))
+'''
+"""In its own maths, a row of padding sees no key and is nan."""
+
+
+def test_run_passes_over_rows_of_padding(here: Path, cli: Cli) -> None:
+    (here / "layer.py").write_text(MASKED)
+    result = cli("run", "layer.py", "--batch", "2", "--tokens", "3", "--past", "2")
+    assert result.code == 0, result
+
+
 def test_run_above_the_tolerance(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("graphdsl.commands.run.TOLERANCE", {"f32": 0.0})
     result = cli("run", "layer.py", "--tokens", "5")

@@ -152,8 +152,8 @@ def _setting(text: str) -> Pair:
 
 
 def _pass(text: str) -> tuple[str, dict[str, str]]:
-    name, colon, rest = text.partition(":")
-    if not name or (colon and not rest):
+    name, _, rest = text.partition(":")
+    if not name or not rest:
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME:key=value")
     return name, dict(_setting(part) for part in rest.split(",") if part)
 

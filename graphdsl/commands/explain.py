@@ -6,11 +6,12 @@ import argparse
 import json
 from collections import Counter
 from collections.abc import Sequence
+from difflib import get_close_matches
 
 from graphdsl.backend import find_backend
 from graphdsl.commands.session import Session, say
 from graphdsl.errors import GraphError
-from graphdsl.passes.catalogue import FUSIONS, groups
+from graphdsl.passes.catalogue import FUSIONS, PASS_RULES, groups
 from graphdsl.passes.memory import ordered
 from graphdsl.passes.pipeline import PassReport, run_pipeline
 from graphdsl.placement import report as memory_report
@@ -24,12 +25,9 @@ def run(args: argparse.Namespace, session: Session) -> int:
     source = session.source(args)
     backend = find_backend(args.backend)
     target = backend.target
+    if args.rule:
+        _check_rule(args.rule, {*PASS_RULES, *(r.name for r in (*FUSIONS, *groups(target)))})
     lowered = run_pipeline(source.graph, target, dict(args.passes))
-    rules = {rule.name for rule in (*FUSIONS, *groups(target))}
-    for report in lowered.report:
-        rules |= {f.rule for f in report.fired} | {m.rule for m in report.missed}
-    if args.rule and args.rule not in rules:
-        raise GraphError(f"no rule {args.rule}", hint=f"rules: {', '.join(sorted(rules))}")
     if args.format == "json":
         say(json.dumps(records(lowered.report, Lines(), args.rule or ""), indent=1))
         return 0
@@ -39,6 +37,14 @@ def run(args: argparse.Namespace, session: Session) -> int:
         say(f"workspace: {memory_report(plan, backend.size)}")
     say(summary)
     return 0
+
+
+def _check_rule(name: str, rules: set[str]) -> None:
+    """Raises GraphError for a rule that is not there, with those of a similar name."""
+    if name not in rules:
+        lower = {rule.lower(): rule for rule in rules}
+        close = [lower[near] for near in get_close_matches(name.lower(), lower)]
+        raise GraphError(f"no rule {name}", hint=f"rules: {', '.join(close or sorted(rules))}")
 
 
 def _print_sites(reports: Sequence[PassReport], rule: str) -> str:

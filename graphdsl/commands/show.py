@@ -25,6 +25,9 @@ def run(args: argparse.Namespace, session: Session) -> int:
     names = [each.name for each in PIPELINE]
     if args.after and args.after not in names:
         raise GraphError(f"no pass {args.after}", hint=f"passes: {', '.join(names)}")
+    if args.format == "html" and session.progress.is_terminal:
+        raise GraphError("--format html is a page for a browser, not for a terminal",
+                         hint=f"graphdsl show {args.file} --all --format html > page.html")
     source = session.source(args)
     graphs = [("trace", source.graph)]
     lowered = Lowered(source.graph)

@@ -32,6 +32,12 @@ FUSIONS: tuple[Rule, ...] = (
 )
 """The rules that are offered every level of Operations, in the order in which they are tried."""
 
+PASS_RULES = (
+    "AttentionEpilogue", "CommonSubexpression", "Fold", "Hoist", "JoinExperts", "KVLayout",
+    "KeepF32", "Loop", "MatmulEpilogue", "MatmulPrologue", "Roll", "RotateRepeat",
+)
+"""What passes report that find their places without a pattern."""
+
 
 def splits(target: Target) -> tuple[Rule, ...]:
     """The rules that take linears apart for an epilogue."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from clicase import SMALL, Cli
 
+from graphdsl import passes
 from graphdsl.errors import Loc
 from graphdsl.passes.base import Fired, Missed
+from graphdsl.passes.catalogue import PASS_RULES
 from graphdsl.passes.pipeline import PassReport
 from graphdsl.seeing.facts import Lines
 from graphdsl.seeing.sites import counts, distant, site_lines, sites
@@ -100,3 +103,12 @@ def test_a_layer_that_fuses_well_has_few_near_misses(name: str, cli: Cli) -> Non
     asked = cli("explain", EXAMPLES / f"{name}.py", "--rule", "AddRMSNorm").out
     assert "missed  AddRMSNorm at " in asked
     assert "wanted one made by add" in asked
+
+
+def test_every_rule_of_a_pass_can_be_asked_for(here: Path, cli: Cli) -> None:
+    (here / "layer.py").write_text(SMALL)
+    code = "".join(path.read_text() for path in Path(passes.__file__).parent.glob("*.py"))
+    named = re.findall(r'(?:RULE = |Fired\(|Missed\(|fired_nodes\([^"]*)"(\w+)"', code)
+    assert sorted(set(named)) == sorted(PASS_RULES)
+    for rule in PASS_RULES:
+        assert cli("explain", "layer.py", "--rule", rule).last.startswith(f"{rule} fired")

@@ -54,3 +54,9 @@ def test_nothing_under_way_stays(own_cache: Path) -> None:
     refused = shown(on_terminal("build", "layer.py", "--set", "hidden=-1"))
     assert refused[0].startswith("error: layer.py:")
     assert not any("..." in line for line in emitted + refused)
+
+
+def test_a_page_is_not_for_a_terminal() -> None:
+    assert on_terminal("show", "layer.py", "--format", "html").removeprefix("\r\x1b[K") == (
+        "error: --format html is a page for a browser, not for a terminal\n"
+        "  hint: graphdsl show layer.py --all --format html > page.html\n")

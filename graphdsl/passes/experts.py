@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from graphdsl.ir import Graph, Node, Value
+from graphdsl.ir import Graph, Node, Size, Value
 from graphdsl.op import Op
 from graphdsl.ops.linear import expert_linear
 from graphdsl.ops.shape import concat, split
@@ -47,10 +47,11 @@ class JoinExperts:
         missed: list[Missed] = []
 
         def changed(part: Graph) -> Graph:
-            groups: dict[tuple[Value, Value], list[Node]] = {}
+            groups: dict[tuple[Value, Value, Size], list[Node]] = {}
             for node in part.nodes:
                 if node.op is expert_linear:
-                    groups.setdefault((node.inputs[0], node.inputs[2]), []).append(node)
+                    x, weight, ids = node.inputs
+                    groups.setdefault((x, ids, weight.shape[0]), []).append(node)
             new: dict[Value, Value] = {}
             for nodes in (g for g in groups.values() if len(g) > 1):
                 stray = next((n for n in nodes if not is_made_of_params(n.inputs[1])), None)

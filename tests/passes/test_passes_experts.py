@@ -48,3 +48,22 @@ def test_other_experts_are_left() -> None:
     lowered = run_pipeline(mixture(same_ids=False), CPU, verify=True)
     assert names(lowered.graph).count("expert_linear") == 2
     assert not [m for r in lowered.report for m in r.missed if m.rule == "JoinExperts"]
+
+
+def test_more_experts_are_left() -> None:
+    """The same numbers may pick from fewer experts and from more."""
+    x, ids = leaf("x", ROWS, 8), leaf("ids", ROWS, dtype="i32")
+    weights = [leaf(f"w{i}", n, 6, 8, kind="param") for i, n in enumerate((3, 4, 3))]
+    graph = graph_of(*(expert_linear(x, w, ids) for w in weights))
+    lowered = run_pipeline(graph, CPU)
+    assert names(lowered.graph).count("expert_linear") == 2
+
+
+def test_two_mixtures_one_after_the_other() -> None:
+    x, ids = leaf("x", ROWS, 8), leaf("ids", ROWS, dtype="i32")
+    for turn in range(2):
+        weights = [leaf(f"w{turn}{i}", 3, 8, 8, kind="param") for i in range(2)]
+        gate, up = (expert_linear(x, w, ids) for w in weights)
+        x = silu(gate) * up
+    lowered = run_pipeline(graph_of(x), CPU, verify=True)
+    assert names(lowered.graph).count("expert_linear") == 2

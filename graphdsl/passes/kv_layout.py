@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from graphdsl.ir import Graph, Layout, Node, TensorType, Value
+from graphdsl.ops.shape import reshape
 from graphdsl.passes.base import Fired, Result
 from graphdsl.passes.memory import effects_of
 from graphdsl.passes.repeat import REPEAT, operands_of
@@ -26,12 +27,22 @@ class KVLayout:
 
     def run(self, graph: Graph, target: Target) -> Result:
         layout = Layout(self.order or target.kv_order)
+        graph = with_plain_results(graph)
         changed = [v for v in graph.state if v.type.layout and v.type.layout != layout]
         if not changed:
             return Result(graph)
         types = [replace(v.type, layout=layout) if v in changed else v.type for v in graph.leaves]
         fired = tuple(Fired("KVLayout", None, v.name) for v in changed)
         return Result(retyped(graph, types), fired)
+
+
+def with_plain_results(graph: Graph) -> Graph:
+    """`graph` whose results, which have no layout, are copies of the caches that they name."""
+    results = [reshape.apply((v,), {"shape": v.shape}, v.loc).outputs[0] if v.type.layout else v
+               for v in graph.results]
+    if all(a is b for a, b in zip(results, graph.results, strict=True)):
+        return graph
+    return replace(graph, outputs=(*results, *graph.new_state))
 
 
 def retyped(graph: Graph, types: Sequence[TensorType]) -> Graph:

@@ -229,6 +229,14 @@ def _looked_up(s: Soup) -> Value:
         lambda: take_rows(x, where(chosen < 0, chosen, chosen - chosen)) + x])()
 
 
+def _mixed(s: Soup) -> Value:
+    """Gate and up by the same experts of the same rows."""
+    x, chosen = s.any(), argmax(s.any())
+    gate, up = (s.param(s.width, s.width, s.width) for _ in range(2))
+    made: Value = silu(expert_linear(x, gate, chosen)) * expert_linear(x, up, chosen)
+    return made
+
+
 def _found(s: Soup) -> Value:
     values, places = topk(s.any(), k=2)
     s.rows.append(reshape(values[:, :, 1:2] - 0.5, shape=(*s.x.shape[:2], 1)))
@@ -258,6 +266,7 @@ Steps = tuple[tuple[Step, float], ...]
 STEPS: Steps = (
     (_pointwise, 4), (_binary, 6), (_gated, 2), (_choice, 2), (_rounded, 1), (_reduced, 3),
     (_normed, 3), (_linear, 3), (_uneven, 1), (_viewed, 3), (_scores, 1), (_looked_up, 1),
+    (_mixed, 1),
     (_found, 1), (_down_the_tokens, 1), (_lengthened, 1))
 """What a soup is made of, and how often."""
 

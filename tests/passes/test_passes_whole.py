@@ -23,6 +23,7 @@ from graphdsl.passes.pipeline import PIPELINE, Lowered, run_pipeline
 from graphdsl.passes.roll import longest_run
 from graphdsl.passes.samples import reference_outputs, samples
 from graphdsl.passes.verify import problem_of
+from graphdsl.printer import text
 from graphdsl.reference import error_of
 
 SMALL = Config(vocab=29, hidden=16, layers=3, heads=4, kv_heads=2, head_dim=4, ffn=24)
@@ -317,3 +318,11 @@ def test_numbers_alone_are_loops() -> None:
 def test_empty_pipeline() -> None:
     graph = broken_graph()
     assert run_pipeline(graph, CPU, passes=()) == Lowered(graph)
+
+
+def test_a_graph_that_holds_a_repeat_already_is_read_again() -> None:
+    """The lowered graph goes through all passes once more, and stays as it is."""
+    lowered = run_pipeline(trace(Llama(SMALL), "bf16"), CPU)
+    again = run_pipeline(lowered.graph, CPU)
+    assert any(n.name == "repeat" for n in again.graph.nodes)
+    assert text(again.graph) == text(lowered.graph)

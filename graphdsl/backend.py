@@ -26,6 +26,8 @@ class Target:
     takes: frozenset[str] = frozenset()
     """Operations that the backend has whole; the others are expanded to kernels."""
     kv_order: str = "bsnd"
+    kv_policies: frozenset[str] = frozenset({"contiguous"})
+    kv_storages: frozenset[str] = frozenset({""})
     dtypes: frozenset[str] = frozenset({"f32", "bf16"})
     fuses_loops: bool = True
     """Runs of pointwise and row-reduction kernels become generated loops."""

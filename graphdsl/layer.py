@@ -14,7 +14,19 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from graphdsl.errors import GraphError, Loc
-from graphdsl.ir import BUILT, FLOATS, Dim, Graph, Layout, Node, Size, TensorType, Value
+from graphdsl.ir import (
+    BUILT,
+    FLOATS,
+    ORDERS,
+    STORAGES,
+    Dim,
+    Graph,
+    Layout,
+    Node,
+    Size,
+    TensorType,
+    Value,
+)
 from graphdsl.op import Op, user_loc
 from graphdsl.signature import Binding, Signature, Term, parse_signature
 
@@ -38,16 +50,32 @@ def Param(*shape: int, dtype: str = "T") -> Value:
 class KVCache:
     """The keys and values of all tokens so far: k and v, each [batch, slots, kv_heads, head_dim].
 
-    `append` gives the cache after this step; the old one must not be read any more.
+    `append` gives the cache after this step; the old one must not be read any more. A `layout`,
+    such as "bnsd" or "bsnd:paged/16" (see Layout), is kept by every pass; without one the backend
+    or the user chooses.
     """
 
     kv_heads: int
     head_dim: int
     value_dim: int | None = None
+    layout: str = ""
     k: Value = field(default=cast(Value, None), repr=False)
     v: Value = field(default=cast(Value, None), repr=False)
     _trace: _Trace | None = field(default=None, repr=False)
     _name: str = ""
+
+    def __post_init__(self) -> None:
+        try:
+            Layout.parse(self.layout or "bsnd")
+        except ValueError:
+            raise GraphError(f"KVCache: no layout {self.layout!r}", user_loc(),
+                             f"orders: {', '.join(ORDERS)}; then :paged/BLOCK or :shift; then "
+                             f":{' or :'.join(STORAGES)}: bnsd, bsnd:paged/16, bnsd:int8") from None
+
+    @property
+    def chosen_layout(self) -> Layout:
+        """What `layout` says, pinned, or one that is still to be chosen."""
+        return replace(Layout.parse(self.layout), pinned=True) if self.layout else Layout()
 
     def append(self, k: Value, v: Value, positions: Value) -> KVCache:
         """The cache with row (b, t) of k and v [batch, tokens, kv_heads, head_dim] at slot
@@ -216,7 +244,8 @@ def _leaf_values(layer: Layer, batch: Size, dtype: str) -> dict[str, Value]:
         if isinstance(leaf, KVCache):
             widths = {"k": leaf.head_dim, "v": leaf.value_dim or leaf.head_dim}
             for part, width in widths.items():
-                kind = TensorType((batch, SLOTS, leaf.kv_heads, width), dtype, Layout())
+                shape = (batch, SLOTS, leaf.kv_heads, width)
+                kind = TensorType(shape, dtype, leaf.chosen_layout)
                 values[f"{path}.{part}"] = Value(kind, name=f"{path}.{part}", kind="state")
         else:
             own = dtype if leaf.dtype == "T" else leaf.dtype

@@ -37,17 +37,20 @@ class Ref:
 
 
 def leaf_ref(base: str, kind: TensorType, buffer: int | None = None) -> Ref:
-    """A whole contiguous tensor; for a KV state of another axis order, its logical view."""
+    """A whole contiguous tensor; for a KV state its logical axes as they lie in memory. What those
+    of a layout that is not strided mean (batch is the block of a pool, slot the one in a block, or
+    rows end in a scale), only kernels that read KV states know."""
     strides = dense_strides(kind.shape)
     if kind.layout:
         strides = layout_strides(kind.shape, kind.layout)
-    return Ref(base, kind.dtype, kind.shape, strides, buffer=buffer)
+    return Ref(base, kind.stored, kind.shape, strides, buffer=buffer)
 
 
-def layout_strides(shape: Sequence[Size], layout: Layout) -> tuple[Poly, ...]:
-    """Strides of the logical axes bsnd of a state stored in the layout's order."""
+def layout_strides(shape: tuple[Size, ...], layout: Layout) -> tuple[Poly, ...]:
+    """Strides of the logical axes bsnd of a state stored in the layout's order, in elements of
+    what is stored."""
     order = layout.permutation
-    physical = dense_strides([shape[axis] for axis in order])
+    physical = dense_strides(layout.physical(shape))
     return tuple(physical[order.index(axis)] for axis in range(len(shape)))
 
 

@@ -17,7 +17,7 @@ import jinja2
 from graphdsl.backend import Capability, Check, Target
 from graphdsl.errors import ToolError
 from graphdsl.expr import Poly, c_name, product
-from graphdsl.ir import FLOATS, Node, Value
+from graphdsl.ir import FLOATS, POLICIES, Node, Value
 from graphdsl.plan import Body, Call, Leaf, Plan, RepeatCall
 from graphdsl.views import Ref
 
@@ -63,6 +63,7 @@ class CPU:
     @property
     def target(self) -> Target:
         return Target("cpu", takes=TAKEN, kv_order="bnsd",
+                      kv_policies=frozenset(POLICIES), kv_storages=frozenset({"", "int8"}),
                       fuses_attention=True, fuses_prologues=True)
 
     @property
@@ -251,7 +252,7 @@ def call_text(call: Call | RepeatCall) -> str:
 
 def _sites(body: Body) -> list[Site]:
     """The calls of a body with their generated code."""
-    ctypes = {leaf.base: CTYPES[leaf.value.dtype] for leaf in body.leaves}
+    ctypes = {leaf.base: CTYPES[leaf.value.type.stored] for leaf in body.leaves}
     ctypes |= {f"b{b['number']}": b["ctype"] for b in _buffers(body)}
     return [Site(note(call), isinstance(call, Call) and call.barrier,
                  call.op if isinstance(call, Call) else "repeat", call_text(call), ctypes)
@@ -278,7 +279,7 @@ def _buffers(body: Body) -> list[dict[str, Any]]:
 def _leaf_view(leaf: Leaf) -> dict[str, Any]:
     packed = " packed" if leaf.packed else ""
     label = leaf.value.name or "result"
-    return {"base": leaf.base, "index": leaf.index, "ctype": CTYPES[leaf.value.dtype],
+    return {"base": leaf.base, "index": leaf.index, "ctype": CTYPES[leaf.value.type.stored],
             "note": f"{label}: {leaf.value.type}{packed}"}
 
 

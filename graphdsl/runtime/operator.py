@@ -93,6 +93,13 @@ class Operator:
         """
         return self.bind_packed(self.pack_weights(state_dict))
 
+    def with_weights(self, state_dict: Mapping[str, Tensor]) -> Operator:
+        """Another operator of the same build with weights of its own: a thread's plans and its
+        workspace are shared. Raises GraphError as `bind` does."""
+        twin = object.__new__(Operator)
+        vars(twin).update(vars(self), _weights=None, _given=None)
+        return twin.bind(state_dict)
+
     def bind_packed(self, weights: list[Tensor]) -> Operator:
         """Takes weights that `pack_weights` made, as they are. Raises GraphError for others."""
         self._weights = weights, self._format.check(weights)

@@ -1,0 +1,74 @@
+"""How KV states lie in memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from graphdsl.sizes import DTYPES, Dim, Size, add_sizes, size_value
+
+BLOCKS, PAGES = Dim("blocks"), Dim("pages")
+"""Of paged caches: the blocks of a pool, and the entries that a sequence has in the block table."""
+ORDERS = ("bsnd", "bnsd", "sbnd")
+POLICIES = ("contiguous", "paged", "shift")
+STORAGES = ("int8", "nz")
+SCALE_BYTES = DTYPES["f32"]
+NZ_WIDTH = 16
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a KV state lies in memory; its logical shape is always bsnd.
+
+    `order`: that of the axes batch, seq (slots), heads n and dim. `policy`: `contiguous` has slot p
+    at p; `shift` has the last valid slot at the end, whatever the length; `paged` has a pool in
+    which `block` slots lie together and a block table [batch, pages] that says which block holds
+    slots [i * block, (i + 1) * block) of a sequence, so that b is the block and s the slot in it.
+    `storage`: "" keeps the dtype; `int8` has rows of dim bytes followed by their f32 scale, which
+    is that of one head and token; `nz` has tiles of 16 columns (Ascend). A `pinned` layout was
+    asked for by the Layer, and no pass changes it.
+    """
+
+    order: str = "bsnd"
+    policy: str = "contiguous"
+    block: int = 0
+    storage: str = ""
+    pinned: bool = field(default=False, compare=False)
+
+    def __str__(self) -> str:
+        """`bnsd`, `bnsd:shift`, `bsnd:paged/16:int8`."""
+        policy = f"paged/{self.block}" if self.policy == "paged" else self.policy
+        parts = [self.order, policy if policy != "contiguous" else "", self.storage]
+        return ":".join(part for part in parts if part)
+
+    @staticmethod
+    def parse(text: str) -> Layout:
+        """The layout that `str` gives as `text`. Raises ValueError for text that it never gives."""
+        order, *parts = text.split(":")
+        storage = parts.pop() if parts and parts[-1] in STORAGES else ""
+        policy, _, block = (parts.pop() if parts else "contiguous").partition("/")
+        known = order in ORDERS and policy in POLICIES and not parts
+        if not known or (policy == "paged") != (block.isdecimal() and int(block) > 0):
+            raise ValueError(text)
+        return Layout(order, policy, int(block or 0), storage)
+
+    @property
+    def permutation(self) -> tuple[int, ...]:
+        """Logical axis of every physical axis."""
+        return tuple("bsnd".index(axis) for axis in self.order)
+
+    @property
+    def is_strided(self) -> bool:
+        """Whether the logical rows are a strided view of the memory."""
+        return self.policy == "contiguous" and not self.storage
+
+    def physical(self, shape: tuple[Size, ...]) -> tuple[Size, ...]:
+        """The shape in memory of a state of this logical shape [batch, slots, heads, dim]."""
+        b, s, n, d = shape
+        if self.policy == "paged":
+            b, s = BLOCKS, self.block
+        if self.storage == "nz":
+            width = size_value(n, {}) * size_value(d, {})
+            return (b, -(-width // NZ_WIDTH), s, NZ_WIDTH)
+        if self.storage == "int8":
+            d = add_sizes(d, SCALE_BYTES)
+        return tuple((b, s, n, d)[axis] for axis in self.permutation)

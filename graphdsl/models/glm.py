@@ -43,6 +43,11 @@ class Config:
     embeddings: bool = False
     hidden_states: bool = False
 
+    @property
+    def rotary(self) -> int:
+        """The angles by which a head is turned: a size of a layer's signature."""
+        return self.rotary_dim // 2
+
 
 GLM4_9B = Config()
 
@@ -50,8 +55,9 @@ GLM4_9B = Config()
 class GlmLayer(Layer):
     """One decoder layer; the rotary angles, the same for all layers, are given."""
 
-    signature = ("x[batch, tokens, hidden], positions[batch, tokens]:i32, cos[batch, tokens, r]"
-                 ":f32, sin[batch, tokens, r]:f32 -> y[batch, tokens, hidden]")
+    signature = ("x[batch, tokens, hidden], positions[batch, tokens]:i32,"
+                 " cos[batch, tokens, rotary]:f32, sin[batch, tokens, rotary]:f32"
+                 " -> y[batch, tokens, hidden]")
 
     def __init__(self, config: Config = GLM4_9B) -> None:
         c = self.config = config

@@ -35,6 +35,11 @@ class Config:
     embeddings: bool = False
     hidden_states: bool = False
 
+    @property
+    def rotary(self) -> int:
+        """The angles by which a head is turned: a size of a layer's signature."""
+        return self.head_dim // 2
+
 
 LLAMA_7B = Config()
 

@@ -1,0 +1,1 @@
+"""Where built layers meet software that has its own masks, caches and order of calls."""

@@ -63,19 +63,23 @@ class KVCache:
     v: Value = field(default=cast(Value, None), repr=False)
     _trace: _Trace | None = field(default=None, repr=False)
     _name: str = ""
+    _loc: Loc | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
+        if self._loc is None:
+            object.__setattr__(self, "_loc", user_loc())
         try:
             Layout.parse(self.layout or "bsnd")
         except ValueError:
-            raise GraphError(f"KVCache: no layout {self.layout!r}", user_loc(),
+            raise GraphError(f"KVCache: no layout {self.layout!r}", self._loc,
                              f"orders: {', '.join(ORDERS)}; then :paged/BLOCK or :shift; then "
                              f":{' or :'.join(STORAGES)}: bnsd, bsnd:paged/16, bnsd:int8") from None
 
     @property
     def chosen_layout(self) -> Layout:
         """What `layout` says, pinned, or one that is still to be chosen."""
-        return replace(Layout.parse(self.layout), pinned=True) if self.layout else Layout()
+        known = Layout.parse(self.layout or "bsnd")
+        return replace(known, pinned=bool(self.layout), loc=self._loc)
 
     def append(self, k: Value, v: Value, positions: Value) -> KVCache:
         """The cache with row (b, t) of k and v [batch, tokens, kv_heads, head_dim] at slot

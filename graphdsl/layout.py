@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from graphdsl.errors import Loc
 from graphdsl.sizes import DTYPES, Dim, Size, add_sizes, size_value
 
 BLOCKS, PAGES = Dim("blocks"), Dim("pages")
 """Of paged caches: the blocks of a pool, and the entries that a sequence has in the block table."""
+TABLE = "block_table"
+"""The name of the state [batch, pages] that paged caches share."""
 ORDERS = ("bsnd", "bnsd", "sbnd")
 POLICIES = ("contiguous", "paged", "shift")
 STORAGES = ("int8", "nz")
@@ -25,7 +28,7 @@ class Layout:
     slots [i * block, (i + 1) * block) of a sequence, so that b is the block and s the slot in it.
     `storage`: "" keeps the dtype; `int8` has rows of dim bytes followed by their f32 scale, which
     is that of one head and token; `nz` has tiles of 16 columns (Ascend). A `pinned` layout was
-    asked for by the Layer, and no pass changes it.
+    asked for by the Layer, and no pass changes it; `loc` is the line of the cache.
     """
 
     order: str = "bsnd"
@@ -33,6 +36,7 @@ class Layout:
     block: int = 0
     storage: str = ""
     pinned: bool = field(default=False, compare=False)
+    loc: Loc | None = field(default=None, compare=False, repr=False)
 
     def __str__(self) -> str:
         """`bnsd`, `bnsd:shift`, `bsnd:paged/16:int8`."""

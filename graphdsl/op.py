@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import CodeType
 from typing import Any, Literal, overload
 
 from graphdsl.errors import GraphError, Loc
@@ -30,9 +31,14 @@ _MODELS = str(_PACKAGE / "models")
 def user_loc() -> Loc:
     """The innermost line outside this package; the layers it ships count as a user's."""
     frame = sys._getframe(1)
-    while frame.f_back and _is_internal(frame.f_code.co_filename):
+    while frame.f_back and (_is_internal(frame.f_code.co_filename) or _is_generated(frame.f_code)):
         frame = frame.f_back
     return Loc(frame.f_code.co_filename, frame.f_lineno)
+
+
+def _is_generated(code: CodeType) -> bool:
+    """Whether this is the __init__ that dataclasses write, which is in no file."""
+    return code.co_name == "__init__" and code.co_filename == "<string>"
 
 
 def _is_internal(file: str) -> bool:

@@ -34,7 +34,8 @@ FUSIONS: tuple[Rule, ...] = (
 
 PASS_RULES = (
     "AttentionEpilogue", "CommonSubexpression", "Fold", "Hoist", "JoinExperts", "KVLayout",
-    "KeepF32", "Loop", "MatmulEpilogue", "MatmulPrologue", "Roll", "RotateRepeat",
+    "KeepF32", "Loop", "MatmulEpilogue", "MatmulPrologue", "Relayout", "Roll",
+    "RotateRepeat",
 )
 """What passes report that find their places without a pattern."""
 

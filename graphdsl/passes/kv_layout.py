@@ -1,83 +1,166 @@
-"""One axis order for every KV state, written into the types that writer and reader share."""
+"""One layout for every KV state, written into the types that writer and reader share."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from graphdsl.ir import Graph, Layout, Node, TensorType, Value
-from graphdsl.ops.shape import reshape
+from graphdsl.errors import GraphError
+from graphdsl.ir import ORDERS, POLICIES, STORAGES, Graph, Layout, Size, TensorType, Value
+from graphdsl.layout import PAGES, TABLE
 from graphdsl.passes.base import Fired, Result
+from graphdsl.passes.caches import CacheTypes, typed, with_leaves
 from graphdsl.passes.memory import effects_of
 from graphdsl.passes.repeat import REPEAT, operands_of
-from graphdsl.passes.rewrite import with_inputs
 
 if TYPE_CHECKING:
     from graphdsl.backend import Target
 
+BLOCK = 16
+"""Slots of a block, where nobody says how many."""
+
 
 @dataclass(frozen=True)
 class KVLayout:
-    """Sets the order of the axes of every KV state: the user's choice, or what the backend reads
-    fastest."""
+    """Sets the layout of every KV state that is not pinned: the user's choice, or the order that
+    the backend reads fastest. Copies what cannot be read where it lies, and gives paged caches
+    their block table.
+
+    Raises GraphError for what the target does not have, for an option that contradicts a pinned
+    layout, and for readers that the layout does not allow.
+    """
 
     name: ClassVar[str] = "kv_layout"
-    order: str = field(default="", metadata={"choices": ("", "bsnd", "bnsd")})
+    order: str = field(default="", metadata={"choices": ("", *ORDERS)})
+    policy: str = field(default="", metadata={"choices": ("", *POLICIES)})
+    block: int | None = field(default=None, metadata={"default": BLOCK})
+    storage: str = field(default="", metadata={"choices": ("", *STORAGES)})
+
+    def __post_init__(self) -> None:
+        if self.block is None:
+            return
+        if self.policy != "paged":
+            raise GraphError(f"--pass kv_layout:block={self.block}: only paged caches have blocks",
+                             hint=f"--pass kv_layout:policy=paged,block={self.block}")
+        if self.block < 1:
+            raise GraphError(f"--pass kv_layout:block={self.block}: a block has at least 1 slot",
+                             hint=f"the default is {BLOCK}")
 
     def run(self, graph: Graph, target: Target) -> Result:
-        layout = Layout(self.order or target.kv_order)
-        graph = with_plain_results(graph)
-        changed = [v for v in graph.state if v.type.layout and v.type.layout != layout]
-        if not changed:
-            return Result(graph)
-        types = [replace(v.type, layout=layout) if v in changed else v.type for v in graph.leaves]
-        fired = tuple(Fired("KVLayout", None, v.name) for v in changed)
-        return Result(retyped(graph, types), fired)
+        layouts = self._layouts(graph, target)
+        for value in graph.leaves:
+            _check_target(layouts.get(value), target)
+        _check_blocks(layouts)
+        types = [replace(v.type, layout=layouts.get(v)) for v in graph.leaves]
+        changed = [v.name for v in graph.state if v.type.layout != layouts.get(v)]
+        new, relayouts = _with_types(graph, types)
+        fired = (*(Fired("KVLayout", None, name) for name in changed), *relayouts)
+        return Result(new, fired)
+
+    def _layouts(self, graph: Graph, target: Target) -> dict[Value, Layout]:
+        """The layout that every cache among the leaves has from now on."""
+        pins = _pinned(graph)
+        for value, layout in pins.items():
+            self._check_pin(value, layout)
+        policy = self.policy or POLICIES[0]
+        block = self.block or next((p.block for p in pins.values() if p.block), BLOCK)
+        chosen = Layout(self.order or target.kv_order, policy, block if policy == "paged" else 0,
+                        self.storage)
+        found = {v: v.type.layout for v in graph.inputs if v.type.layout}
+        for value in graph.state:
+            if value.type.layout:
+                found[value] = pins.get(value) or replace(chosen, loc=value.type.layout.loc)
+        return found
+
+    def _check_pin(self, value: Value, pin: Layout) -> None:
+        """Raises GraphError where an option says something else than the Layer does."""
+        for key, wanted, found in (("order", self.order, pin.order),
+                                   ("policy", self.policy, pin.policy),
+                                   ("block", self.block, pin.block),
+                                   ("storage", self.storage, pin.storage)):
+            if wanted and wanted != found:
+                raise GraphError(f"--pass kv_layout:{key}={wanted}: {value.name} is pinned to "
+                                 f"{pin}", pin.loc, "leave the option out, or the layout of the "
+                                 "KVCache")
 
 
-def with_plain_results(graph: Graph) -> Graph:
-    """`graph` whose results, which have no layout, are copies of the caches that they name."""
-    results = [reshape.apply((v,), {"shape": v.shape}, v.loc).outputs[0] if v.type.layout else v
-               for v in graph.results]
-    if all(a is b for a, b in zip(results, graph.results, strict=True)):
-        return graph
-    return replace(graph, outputs=(*results, *graph.new_state))
-
-
-def retyped(graph: Graph, types: Sequence[TensorType]) -> Graph:
-    """`graph` with leaves of these types; the layouts of whatever shares their memory follow."""
-    leaves = [v if v.type == t else replace(v, type=t)
-              for v, t in zip(graph.leaves, types, strict=True)]
-    env = dict(zip(graph.leaves, leaves, strict=True))
+def _pinned(graph: Graph) -> dict[Value, Layout]:
+    """The states that keep their layout. The turns of a repeat share one, so where one of them is
+    pinned all are."""
+    pins = {v: v.type.layout for v in graph.state if v.type.layout and v.type.layout.pinned}
+    if not pins:
+        return pins
+    home: dict[Value, Value] = {v: v for v in graph.state}
     for node in graph.nodes:
-        inputs = tuple(env[v] for v in node.inputs)
-        if all(a is b for a, b in zip(inputs, node.inputs, strict=True)):
-            env.update(zip(node.outputs, node.outputs, strict=True))
-            continue
-        env.update(zip(node.outputs, _retyped_node(node, inputs).outputs, strict=True))
-    first, second = len(graph.inputs), len(graph.inputs) + len(graph.state)
-    return replace(graph, inputs=tuple(leaves[:first]), state=tuple(leaves[first:second]),
-                   params=tuple(leaves[second:]), outputs=tuple(env[v] for v in graph.outputs))
-
-
-def _retyped_node(node: Node, inputs: tuple[Value, ...]) -> Node:
-    if all(a.type == b.type for a, b in zip(inputs, node.inputs, strict=True)):
-        return with_inputs(node, inputs)
-    body, types = node.body, list(node.out_types)
-    if body is not None:
-        body = retyped(body, _body_types(node, inputs))
-    if node.op is not REPEAT and body is not None:
-        types = [v.type for v in body.outputs]
-    elif node.op.kind != "view":
+        if node.op is REPEAT:
+            for states in zip(*operands_of(node, node.inputs).state, strict=True):
+                together = [home[v] for v in states if v in home]
+                pin = next((pins[v] for v in together if v in pins), None)
+                pins.update((v, pins.get(v, pin)) for v in together if pin)
         for output, source in effects_of(node).shares.items():
-            types[output] = replace(types[output], layout=inputs[source].type.layout)
-    return replace(node, inputs=inputs, body=body, out_types=tuple(types))
+            if node.inputs[source] in home:
+                home[node.outputs[output]] = home[node.inputs[source]]
+    return pins
 
 
-def _body_types(node: Node, inputs: tuple[Value, ...]) -> list[TensorType]:
-    types = [v.type for v in inputs]
-    if node.op is not REPEAT:
-        return types
-    split = operands_of(node, types)
-    return [*split.carried, *split.invariant, *split.state[0], *split.params[0]]
+def _check_target(layout: Layout | None, target: Target) -> None:
+    """Raises GraphError for a policy or storage that the backend does not have."""
+    if layout is None:
+        return
+    if layout.policy not in target.kv_policies:
+        raise GraphError(f"the {target.name} backend has no {layout.policy} caches", layout.loc,
+                         f"policies: {', '.join(p for p in POLICIES if p in target.kv_policies)}")
+    if layout.storage not in target.kv_storages:
+        has = [s for s in STORAGES if s in target.kv_storages]
+        raise GraphError(f"the {target.name} backend has no {layout.storage} storage", layout.loc,
+                         f"storages: {', '.join(['that of the dtype', *has])}")
+
+
+def _check_blocks(layouts: Mapping[Value, Layout]) -> None:
+    """Raises GraphError for blocks of several sizes: all caches share one block table."""
+    first: Value | None = None
+    for value, layout in layouts.items():
+        if layout.policy != "paged":
+            continue
+        first = value if first is None else first
+        if layout.block != layouts[first].block:
+            raise GraphError(f"{first.name} has blocks of {layouts[first].block}"
+                             f"{_made(layouts[first])} and {value.name} of {layout.block}: they "
+                             "share one block table", layout.loc, "give both the same block size")
+
+
+def _made(layout: Layout) -> str:
+    return f" (made at {layout.loc})" if layout.loc else ""
+
+
+def _with_types(graph: Graph, types: Sequence[TensorType]) -> tuple[Graph, list[Fired]]:
+    """`graph` with leaves of these types, a block table where one is needed, and results that are
+    contiguous copies of the caches that they name."""
+    leaves = typed(graph.leaves, types)
+    found = next((v for v in leaves if v.name == TABLE), None)
+    sizes = [v.shape[0] for v in leaves if v.type.layout and v.type.layout.policy == "paged"]
+    table = found if found in graph.state or not sizes else _new_table(sizes)
+    change = CacheTypes()
+    outputs = list(change.outputs(graph, leaves, table))
+    for i, value in enumerate(graph.results):
+        if outputs[i].type.layout:
+            outputs[i] = change.plain(outputs[i], value.loc, "result", table)
+    new = with_leaves(graph, leaves, tuple(outputs))
+    if table is not None and table is not found and table in new.users:
+        if found is not None:
+            raise GraphError(f"{graph.name} has a {found.kind or 'input'} {TABLE}, which is what "
+                             "the block table of paged caches is called", hint="rename it")
+        new = replace(new, state=(*new.state, table), outputs=(*new.outputs, table))
+    unchanged = all(a is b for a, b in zip((*graph.leaves, *graph.outputs),
+                                           (*new.leaves, *new.outputs), strict=False))
+    return (graph if unchanged else new), change.fired
+
+
+def _new_table(batches: Sequence[Size]) -> Value:
+    """The block table of caches with these numbers of sequences, which have to be one."""
+    other = next((b for b in batches if b != batches[0]), None)
+    if other is not None:
+        raise GraphError(f"paged caches of {batches[0]} and of {other} sequences: they share one "
+                         "block table", hint="give them the same batch size")
+    return Value(TensorType((batches[0], PAGES), "i32"), name=TABLE, kind="state")

@@ -158,7 +158,8 @@ def _with_options(each: Pass, texts: Mapping[str, str]) -> Pass:
             raise GraphError(f"pass {each.name} has no option {key}",
                              hint=f"options: {', '.join(known) or 'none'}")
         choices = known[key].metadata.get("choices")
-        changes[key] = _read(f"{each.name}:{key}={text}", text, known[key].default, choices)
+        default = known[key].metadata.get("default", known[key].default)
+        changes[key] = _read(f"{each.name}:{key}={text}", text, default, choices)
     return replace(each, **changes) if changes else each  # type: ignore[type-var]
 
 

@@ -24,6 +24,7 @@ from graphdsl.passes.activation import SiluMul
 from graphdsl.passes.base import Missed
 from graphdsl.passes.engine import apply_rules
 from graphdsl.passes.linear import MergeLinears
+from graphdsl.passes.memory import ordered
 from graphdsl.passes.norm import AddRMSNorm
 from graphdsl.passes.pipeline import run_pipeline
 from graphdsl.passes.position import RopeAppend
@@ -228,8 +229,18 @@ def test_old_state_read_before_is_ordered() -> None:
 def test_old_state_as_output() -> None:
     kv = Value(TensorType((BATCH, SLOTS, 2, 4), "f32", Layout()), name="kv", kind="state")
     x, positions = leaf("x", BATCH, TOKENS, 2, 4), leaf("positions", BATCH, TOKENS, dtype="i32")
+    whole = reshape(kv, shape=(BATCH, SLOTS, 8))
     with pytest.raises(GraphError, match="old value of kv is read later as an output"):
-        run_pipeline(graph_of(kv, kv_append(kv, x, positions), state=(kv,)), CPU)
+        run_pipeline(graph_of(whole, kv_append(kv, x, positions), state=(kv,)), CPU)
+
+
+def test_a_copy_of_the_old_state_is_made_in_time() -> None:
+    kv = Value(TensorType((BATCH, SLOTS, 2, 4), "f32", Layout()), name="kv", kind="state")
+    x, positions = leaf("x", BATCH, TOKENS, 2, 4), leaf("positions", BATCH, TOKENS, dtype="i32")
+    graph = graph_of(kv, kv_append(kv, x, positions), state=(kv,))
+    lowered = run_pipeline(graph, CPU)
+    assert [n.name for n in ordered(lowered.graph)] == ["relayout", "kv_append"]
+    assert_same(graph, lowered)
 
 
 def test_param_is_not_overwritten() -> None:
@@ -243,7 +254,10 @@ def test_param_is_not_overwritten() -> None:
     ({"loop": {}}, "no pass loop", "loops"),
     ({"roll": {"turns": "2"}}, "pass roll has no option turns", "min_turns"),
     ({"roll": {"min_turns": "two"}}, "'two' is not a whole number", "the default is 2"),
-    ({"kv_layout": {"order": "sbnd"}}, "'sbnd' is not a choice", "bsnd, bnsd"),
+    ({"kv_layout": {"order": "dnsb"}}, "'dnsb' is not a choice", "bsnd, bnsd, sbnd"),
+    ({"kv_layout": {"policy": "ring"}}, "'ring' is not a choice", "contiguous, paged, shift"),
+    ({"kv_layout": {"storage": "int4"}}, "'int4' is not a choice", "int8, nz"),
+    ({"kv_layout": {"policy": "paged", "block": "many"}}, "'many' is not a whole", "is 16"),
     ({"loops": {"x": "1"}}, "pass loops has no option x", "none")])
 def test_unknown_options(options: Any, message: str, hint: str) -> None:
     with pytest.raises(GraphError, match=message) as caught:

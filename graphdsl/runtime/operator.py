@@ -96,9 +96,13 @@ class Operator:
     def with_weights(self, state_dict: Mapping[str, Tensor]) -> Operator:
         """Another operator of the same build with weights of its own: a thread's plans and its
         workspace are shared. Raises GraphError as `bind` does."""
+        return self.with_packed(self.pack_weights(state_dict))
+
+    def with_packed(self, weights: list[Tensor]) -> Operator:
+        """As `with_weights`, with weights that `pack_weights` made; they are not copied."""
         twin = object.__new__(Operator)
         vars(twin).update(vars(self), _weights=None, _given=None)
-        return twin.bind(state_dict)
+        return twin.bind_packed(weights)
 
     def bind_packed(self, weights: list[Tensor]) -> Operator:
         """Takes weights that `pack_weights` made, as they are. Raises GraphError for others."""

@@ -16,6 +16,7 @@ from graphdsl.source import dtype_of
 
 if TYPE_CHECKING:
     from graphdsl.hf.model import LanguageModel
+    from graphdsl.hf.replace import Replaced
     from graphdsl.runtime.operator import Operator
 
 
@@ -72,6 +73,21 @@ def load_model(path: str | Path, backend: str = "cpu", dtype: str = "bf16",
         raise GraphError(f"quantize={quantize!r}: the {backend} backend has no quantised weights",
                          hint="leave it out; quantised files are dequantised when they are loaded")
     return open_model(path, _options(backend, dtype, None))
+
+
+def replace_layers(model: Any, backend: str = "cpu", reserve: int = 1024) -> Replaced:
+    """Swaps the decoder layers of a model of transformers for built operators, so that its own
+    `generate` gives the same tokens; the model itself is changed, and its dtype is built for.
+
+    Weights are packed into copies, and the original layers are let go. Of a cache that grows the
+    operators hold buffers with up to `reserve` tokens to spare. Raises GraphError, with the model
+    as it was, for families, weights, devices and modes that are not supported, ToolError when the
+    compiler fails. A forward raises GraphError for caches, masks and outputs that built layers do
+    not take or give, and where something requires grad.
+    """
+    from graphdsl.hf.replace import replace_layers as replace
+
+    return replace(model, _options(backend, "f32", None), reserve)
 
 
 def _options(backend: str, dtype: str, out: Path | None) -> BuildOptions:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from graphdsl.errors import GraphError
 from graphdsl.hf.families import HINTS, READERS
-from graphdsl.hf.family import Settings, settings_of
+from graphdsl.hf.family import Family, Settings, settings_of
 from graphdsl.hf.fields import Fields, read_json
 
 DTYPES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
@@ -20,16 +20,22 @@ def read_config(folder: Path) -> Settings:
     that would change the maths and are not supported.
     """
     fields = Fields(folder / "config.json", read_json(folder / "config.json"))
+    family = read_family(fields)
+    bos = fields.integer("bos_token_id") if fields.has("bos_token_id") else None
+    eos = _end_of_text(folder, fields, family.eos)
+    return settings_of(str(fields.path), family, bos, eos, _dtype(fields))
+
+
+def read_family(fields: Fields) -> Family:
+    """The family of what config.json holds. Raises GraphError for an unknown architecture, and for
+    features that would change the maths and are not supported."""
     kind = fields.text("model_type")
     if kind not in READERS:
         known = ", ".join(READERS)
         raise GraphError(f"{fields.path}: model_type is {kind!r}; supported: {known}",
                          hint=HINTS.get(kind, ""))
     _refuse_quantised(fields)
-    family = READERS[kind](fields)
-    bos = fields.integer("bos_token_id") if fields.has("bos_token_id") else None
-    eos = _end_of_text(folder, fields, family.eos)
-    return settings_of(str(fields.path), family, bos, eos, _dtype(fields))
+    return READERS[kind](fields)
 
 
 def _refuse_quantised(fields: Fields) -> None:

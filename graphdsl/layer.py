@@ -10,15 +10,13 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from graphdsl.errors import GraphError, Loc
 from graphdsl.ir import (
     BUILT,
     FLOATS,
-    ORDERS,
-    STORAGES,
     Dim,
     Graph,
     Layout,
@@ -27,6 +25,7 @@ from graphdsl.ir import (
     TensorType,
     Value,
 )
+from graphdsl.layout import LAYOUTS
 from graphdsl.op import Op, user_loc
 from graphdsl.signature import Binding, Signature, Term, parse_signature
 
@@ -72,8 +71,7 @@ class KVCache:
             Layout.parse(self.layout or "bsnd")
         except ValueError:
             raise GraphError(f"KVCache: no layout {self.layout!r}", self._loc,
-                             f"orders: {', '.join(ORDERS)}; then :paged/BLOCK or :shift; then "
-                             f":{' or :'.join(STORAGES)}: bnsd, bsnd:paged/16, bnsd:int8") from None
+                             LAYOUTS) from None
 
     @property
     def chosen_layout(self) -> Layout:
@@ -172,6 +170,24 @@ def _check_call(layer: Layer, args: tuple[Value, ...], dtype: str, loc: Loc) -> 
             binding.bind(term, value.type)
         except GraphError as error:
             raise GraphError(f"{name}: {error.message}", loc, layer.signature) from None
+        problem = _layout_problem(term, value)
+        if problem:
+            reader = class_loc(type(layer))
+            raise GraphError(f"{name}: {problem}; {name} ({reader}) takes {term}", loc,
+                             f'KVCache(..., layout="{term.layout}")')
+
+
+def _layout_problem(term: Term, value: Value) -> str:
+    """Why a value has not the layout that a term names, or an empty string."""
+    layout = value.type.layout
+    if term.layout is None:
+        return ""
+    if layout is None:
+        return f"{term.name} is {value.type}, which is no KV cache"
+    writer = f"written at {value.loc}" if value.node else f"made at {layout.loc}"
+    if not layout.pinned:
+        return f"{term.name}, {writer}, is a KV cache whose layout is still to be chosen"
+    return "" if layout == term.layout else f"{term.name} is {value.type}, {writer}"
 
 
 def leaves_of(layer: Any, prefix: str = "") -> Iterator[tuple[str, Value | KVCache]]:
@@ -289,7 +305,8 @@ def _input_type(layer: Layer, term: Term, dims: dict[str, Dim], dtype: str) -> T
             if name in type(layer).dims or known is None:
                 known = Dim(name, *bounds)
             shape.append(dims.setdefault(name, known))
-    return TensorType(tuple(shape), dtype if term.dtype == "T" else term.dtype)
+    layout = term.layout and replace(term.layout, pinned=True, loc=class_loc(type(layer)))
+    return TensorType(tuple(shape), dtype if term.dtype == "T" else term.dtype, layout)
 
 
 def trace(layer: Layer | Callable[..., Any] | Graph, dtype: str = "f32") -> Graph:
@@ -354,32 +371,8 @@ def _check_outputs(layer: Layer, inputs: tuple[Value, ...], outputs: tuple[Any, 
         if (wanted.shape, wanted.dtype) != (value.shape, value.dtype):
             raise GraphError(f"{kind.__name__}: {term.name} is {value.type}, the signature "
                              f"promises {wanted}", value.loc or class_loc(kind), layer.signature)
-
-
-def configured(config: Any, settings: Mapping[str, str]) -> Any:
-    """`config` (a dataclass) with the fields that `--set` names, read as their present type.
-
-    Raises GraphError for an unknown field or text that is not of that type.
-    """
-    if not settings:
-        return config
-    names = [f.name for f in fields(config)] if is_dataclass(config) else []
-    known = {name: getattr(config, name) for name in names}
-    changes: dict[str, Any] = {}
-    for name, text in settings.items():
-        if name not in known:
-            raise GraphError(f"--set {name}={text}: the config has no field {name}",
-                             hint=f"fields: {', '.join(known) or 'none'}")
-        changes[name] = read_setting(name, text, known[name])
-    return replace(config, **changes)
-
-
-def read_setting(name: str, text: str, present: Any) -> Any:
-    words = {"true": True, "false": False}
-    try:
-        if isinstance(present, bool):
-            return words[text.lower()]
-        return type(present)(text) if isinstance(present, int | float | str) else present
-    except (ValueError, KeyError):
-        raise GraphError(f"--set {name}={text}: {text!r} is not {type(present).__name__}",
-                         hint=f"the default is {present}") from None
+        problem = _layout_problem(term, value)
+        if problem:
+            raise GraphError(f"{kind.__name__}: {problem}; the signature ({class_loc(kind)}) "
+                             f"promises {term}", value.loc or class_loc(kind),
+                             f'KVCache(..., layout="{term.layout}")')

@@ -14,6 +14,9 @@ TABLE = "block_table"
 ORDERS = ("bsnd", "bnsd", "sbnd")
 POLICIES = ("contiguous", "paged", "shift")
 STORAGES = ("int8", "nz")
+LAYOUTS = (f"orders: {', '.join(ORDERS)}; then :paged/BLOCK or :shift; then "
+           f":{' or :'.join(STORAGES)}: bnsd, bsnd:paged/16, bnsd:int8")
+"""What a layout is written as, for whoever wrote another."""
 SCALE_BYTES = DTYPES["f32"]
 NZ_WIDTH = 16
 

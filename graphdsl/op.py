@@ -136,7 +136,8 @@ class Op:
 
     def trace(self, types: Sequence[TensorType], attrs: Attrs) -> Graph:
         """The body for these types: traced once and shared, for graphs are frozen."""
-        key = (tuple(types), attrs)
+        pins = tuple([t.layout is not None and t.layout.pinned for t in types])
+        key = (tuple(types), pins, attrs)
         if key not in self._bodies:
             keywords = dict(attrs)
             names = self.present(len(types), keywords)
@@ -259,6 +260,10 @@ def _op_signature(text: str) -> Signature | None:
         signature = parse_signature(text)
     except GraphError as error:
         raise GraphError(error.message, user_loc(), error.hint) from None
+    laid_out = [t for t in (*signature.inputs, *signature.outputs) if t.layout]
+    if laid_out:
+        raise GraphError(f"signature: an op takes caches of any layout, not {laid_out[0]}",
+                         user_loc(), "the signatures of Layers name layouts")
     known = {d for term in signature.inputs for d in term.dims}
     unknown = [d for term in signature.outputs for d in term.dims
                if d not in known and not d.isdigit()]

@@ -2,7 +2,8 @@
 
 A name in brackets binds a size, `*b` any number of sizes, a number stands for itself. Operands
 share the dtype T unless one is marked: `positions[b, t]:i32`, `mask[b, t]:bool`, `scale[n]:f32`.
-`bias?[n]` may be absent.
+`bias?[n]` may be absent. In the signature of a Layer `k[batch, slots, heads, dim]@bnsd` is a KV
+cache of that layout.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from graphdsl.errors import GraphError
-from graphdsl.ir import BUILT, DTYPES, FLOATS, Size, TensorType
+from graphdsl.ir import BUILT, DTYPES, FLOATS, Layout, Size, TensorType
+from graphdsl.layout import LAYOUTS
 
-_TERM = re.compile(r"\s*(\w+)(\?)?\[([^\]]*)\](?::(\w+))?\s*(,|$)")
+_TERM = re.compile(r"\s*(\w+)(\?)?\[([^\]]*)\](?::(\w+))?(?:@([^\s,]*))?\s*(,|$)")
 
 
 @dataclass(frozen=True)
@@ -26,10 +28,12 @@ class Term:
     dims: tuple[str, ...]
     dtype: str = "T"
     optional: bool = False
+    layout: Layout | None = None
 
     def __str__(self) -> str:
         dtype = "" if self.dtype == "T" else f":{self.dtype}"
-        return f"{self.name}{'?' if self.optional else ''}[{', '.join(self.dims)}]{dtype}"
+        layout = f"@{self.layout}" if self.layout else ""
+        return f"{self.name}{'?' if self.optional else ''}[{', '.join(self.dims)}]{dtype}{layout}"
 
 
 @dataclass(frozen=True)
@@ -124,14 +128,26 @@ def parse_terms(text: str) -> tuple[Term, ...]:
         if not match:
             raise GraphError(f"signature: cannot read {text[at:].strip()!r}",
                              hint="write x[batch, tokens, hidden], positions[batch, tokens]:i32")
-        name, optional, dims, dtype, _ = match.groups()
+        name, optional, axes, dtype, layout, _ = match.groups()
         if dtype and dtype not in DTYPES and not re.fullmatch("[A-Z]", dtype):
             raise GraphError(f"signature: no dtype {dtype!r}", hint=f"dtypes: {', '.join(BUILT)}, "
                              "or one capital letter for the same dtype in several places")
-        terms.append(Term(name, tuple(d.strip() for d in dims.split(",") if d.strip()),
-                          dtype or "T", bool(optional)))
+        dims = tuple(d.strip() for d in axes.split(",") if d.strip())
+        terms.append(Term(name, dims, dtype or "T", bool(optional),
+                          None if layout is None else _layout(name, dims, layout)))
         at = match.end()
     return tuple(terms)
+
+
+def _layout(name: str, dims: tuple[str, ...], text: str) -> Layout:
+    """The layout of a cache. Raises GraphError for text that is none, and for other axes."""
+    if len(dims) != len("bsnd"):
+        raise GraphError(f"signature: {name}[{', '.join(dims)}]@{text} has {len(dims)} axes",
+                         hint="a cache is [batch, slots, kv_heads, head_dim], whatever its layout")
+    try:
+        return Layout.parse(text)
+    except ValueError:
+        raise GraphError(f"signature: no layout {text!r}", hint=LAYOUTS) from None
 
 
 def parse_signature(text: str) -> Signature:

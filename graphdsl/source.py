@@ -16,7 +16,8 @@ from typing import Any
 
 from graphdsl.errors import GraphError, Loc
 from graphdsl.ir import FLOATS, Graph, Value
-from graphdsl.layer import Layer, Model, class_loc, configured, read_setting, trace
+from graphdsl.layer import Layer, Model, class_loc, trace
+from graphdsl.settings import configured, read_setting
 
 BUILD_HINT = "define build(), or exactly one Layer or Model class with a default config"
 

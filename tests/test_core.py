@@ -21,9 +21,9 @@ from graphdsl.ir import (
     size_value,
     upper_bound,
 )
-from graphdsl.layer import configured
 from graphdsl.printer import dot, text
 from graphdsl.reference import error_of, run
+from graphdsl.settings import configured
 from graphdsl.signature import parse_signature
 
 TOKENS, PAST = Dim("tokens", 1, 64), Dim("past", 0, 100)

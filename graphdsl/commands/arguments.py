@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 Pair = tuple[str, str]
 DTYPES = ("f32", "bf16", "f16")
@@ -132,8 +133,18 @@ def _dtype(command: argparse.ArgumentParser) -> None:
     command.add_argument("--dtype", choices=DTYPES, help="default: f32")
 
 
+class _Passes(argparse.Action):
+    """Options of passes, by pass; what is given later for the same pass is added."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace,
+                 values: Any, option_string: str | None = None) -> None:
+        name, options = values
+        known = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, {**known, name: {**known.get(name, {}), **options}})
+
+
 def _passes(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--pass", type=_pass, action="append", default=[], dest="passes",
+    command.add_argument("--pass", type=_pass, action=_Passes, default={}, dest="passes",
                          metavar="NAME:key=value,...", help="options of a pass")
 
 

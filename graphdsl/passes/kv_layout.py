@@ -48,6 +48,7 @@ class KVLayout:
                              hint=f"the default is {BLOCK}")
 
     def run(self, graph: Graph, target: Target) -> Result:
+        _check_inputs(graph)
         layouts = self._layouts(graph, target)
         for value in graph.leaves:
             _check_target(layouts.get(value), target)
@@ -102,6 +103,16 @@ def _pinned(graph: Graph) -> dict[Value, Layout]:
             if node.inputs[source] in home:
                 home[node.outputs[output]] = home[node.inputs[source]]
     return pins
+
+
+def _check_inputs(graph: Graph) -> None:
+    """Raises GraphError where a cache that is an input would be written."""
+    given = {v for v in graph.inputs if v.type.layout}
+    for node in graph.nodes if given else ():
+        for value in (node.inputs[i] for i in effects_of(node).writes):
+            if value in given:
+                raise GraphError(f"{node.name} writes into {value.name}, which is an input and "
+                                 "is only read", node.loc, "append to a KVCache of the Layer")
 
 
 def _check_target(layout: Layout | None, target: Target) -> None:

@@ -28,6 +28,7 @@ from .calls import (
     has_single_row_stride,
     matmul_scratch,
     note,
+    rope_scratch,
     shared_rows,
     view_of,
 )
@@ -94,6 +95,10 @@ class CPU:
         unknown = [d for d in dtypes if d not in CTYPES]
         if unknown:
             return f"the cpu backend has no {unknown[0]}"
+        storages = [v.type.layout.storage for v in (*node.inputs, *node.outputs) if v.type.layout]
+        foreign = [s for s in storages if s not in self.target.kv_storages]
+        if foreign:
+            return f"the cpu backend has no {foreign[0]} storage"
         known = {"pointwise": (*EXPRESSIONS, "cast", "constant"), "reduce": (*REDUCTIONS,),
                  "call": (*KERNELS, "concat"), "view": (node.name,)}
         if node.name not in known[node.op.kind]:
@@ -127,7 +132,7 @@ class CPU:
             if leaves[index] not in attention.inputs:
                 return not ref.unit_columns
             return self.needs_copy(attention, attention.inputs.index(leaves[index]), ref)
-        if node.name in ("attention", "kv_append", *TAKEN):
+        if node.name in ("attention", "kv_append", "relayout", *TAKEN):
             return _strides_matter(node.inputs[index], ref)
         if node.name == "expert_linear":
             row = shared_rows(ref)[0]
@@ -140,7 +145,7 @@ class CPU:
     def can_write(self, node: Node, ref: Ref) -> bool:
         if node.name in ("matmul_nt", "matmul_prologue", "embedding", "expert_linear"):
             return ref.unit_columns and has_single_row_stride(ref)
-        if node.name in ("loop", "matmul", "matmul_epilogue", "attention", *TAKEN):
+        if node.name in ("loop", "matmul", "matmul_epilogue", "attention", "relayout", *TAKEN):
             return ref.unit_columns
         return ref.is_dense
 
@@ -164,6 +169,8 @@ class CPU:
         if node.name == "matmul_epilogue" or (node.name == "matmul_nt"
                                               and node.inputs[1].is_param):
             return matmul_scratch(node, "threads")
+        if node.name in TAKEN:
+            return rope_scratch(node)
         if node.name == "expert_linear" and node.inputs[1].is_param:
             x, w = inputs[:2]
             return (f"expert_scratch({product(x.shape[:-1])}, {w.shape[0]}, {Poly.of(x.shape[-1])},"

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from graphdsl.expr import ZERO, Poly, dense_strides, product
-from graphdsl.ir import DTYPES, Affine, Dim, Node, Size
+from graphdsl.ir import DTYPES, Affine, Dim, Node, Size, TensorType
 from graphdsl.plan import Call, RepeatCall
 from graphdsl.views import Ref, collapsed_rows
 
 from .attention_calls import attention_call, attention_epilogue_call
+from .caches import cache_text
 from .loops import (
     BLOCK,
     CHUNK,
@@ -251,37 +252,80 @@ def _view4(ref: Ref, *, const: bool = True) -> str:
     return f"View4<{kind}>{{{address(ref)}, {_array(ref.strides[:3])}}}"
 
 
+def _given(call: Call) -> dict[str, tuple[TensorType, Ref]]:
+    """The type of every operand that a call has, and where it lies."""
+    names = call.node.op.present(len(call.inputs), call.node.attr)
+    types = [value.type for value in call.node.inputs]
+    return dict(zip(names, zip(types, call.inputs, strict=True), strict=True))
+
+
+def _cache(given: Mapping[str, tuple[TensorType, Ref]], name: str, *, const: bool = False) -> str:
+    """The cache that is operand `name` of a call; a paged one is found through the call's table."""
+    table = given["table"][1] if "table" in given else None
+    return cache_text(*given[name], table, const=const)
+
+
+def _positions(positions: Ref) -> str:
+    return f"Positions{_array([address(positions), positions.strides[0], positions.shape[1]])}"
+
+
 def _kv_append(call: Call, scratch: str) -> list[str]:
-    cache, x, positions = call.inputs
-    batch, tokens, heads, dim = map(_text, x.shape)
-    return [f"kv_append(team, {_view4(x)}, {address(positions)}, {positions.strides[0]}, "
-            f"{_view4(cache, const=False)}, {_text(cache.shape[1])}, {batch}, {tokens}, {heads}, "
-            f"{dim});"]
+    x, positions = call.inputs[1:3]
+    batch, _, heads, dim = map(_text, x.shape)
+    return [f"kv_append(team, {_view4(x)}, {_positions(positions)}, "
+            f"{_cache(_given(call), 'cache')}, {batch}, {heads}, {dim});"]
 
 
-def _rope_members(call: Call) -> str:
-    """The members of a RopeAppend."""
-    q, k, v, cos, sin, positions, k_cache, v_cache = call.inputs[:8]
-    batch, tokens, heads, dim = q.shape
+def _relayout(call: Call, scratch: str) -> list[str]:
+    """A copy of a cache: a strided one where its rows are a view of memory."""
+    layout = call.node.inputs[0].type.layout
+    if layout is None or layout.is_strided:
+        return _copy(call, scratch)
+    out = call.outputs[0]
+    batch, _, heads, dim = map(_text, out.shape)
+    return [f"relayout(team, {_cache(_given(call), 'cache', const=True)}, "
+            f"{_view4(out, const=False)}, {batch}, {heads}, {dim});"]
+
+
+def _rope_members(call: Call, kinds: str) -> str:
+    """The members of a RopeAppend<kinds>."""
+    q, k, v, cos, sin, positions = call.inputs[:6]
+    batch, _, heads, dim = q.shape
+    given = _given(call)
     views = [_view4(ref) for ref in (q, k, v)]
     angles = f"Angles{{{address(cos)}, {address(sin)}, {_array(cos.strides[:2])}}}"
-    written = [_view4(ref, const=False) for ref in (call.outputs[0], k_cache, v_cache)]
-    sizes = [k_cache.shape[1], batch, tokens, heads, k.shape[2], dim, v.shape[3],
-             Poly.of(cos.shape[-1]) * 2]
-    members = [*views, angles, address(positions), positions.strides[0], *written, *sizes,
+    written = [_view4(call.outputs[0], const=False), _cache(given, "k_cache"),
+               _cache(given, "v_cache")]
+    sizes = [batch, heads, k.shape[2], dim, v.shape[3], Poly.of(cos.shape[-1]) * 2]
+    members = [*views, angles, _positions(positions), *written, *sizes,
                str(bool(call.node.attr["interleaved"])).lower()]
-    return f"RopeAppend<{CTYPES[q.dtype]}>{_array(members)}"
+    return f"RopeAppend<{kinds}>{_array(members)}"
+
+
+def rope_scratch(node: Node) -> str:
+    """C text of the scratch bytes of a rope_append: rows that are quantised are made there."""
+    q, k_cache = node.inputs[0], node.inputs[6]
+    if k_cache.type.stored == q.dtype:
+        return ""
+    return f"threads * round_up({Poly.of(q.shape[3]) * DTYPES[q.dtype]}, 64)"
+
+
+def _cache_kinds(call: Call) -> str:
+    return ", ".join(CTYPES[ref.dtype] for ref in call.inputs[6:8])
 
 
 def _rope_append(call: Call, scratch: str) -> list[str]:
-    return [f"rope_append(team, {_rope_members(call)});"]
+    kinds = f"{CTYPES[call.inputs[0].dtype]}, {_cache_kinds(call)}"
+    return [f"rope_append(team, {_rope_members(call, kinds)}, {scratch});"]
 
 
 def _norm_rope_append(call: Call, scratch: str) -> list[str]:
-    weights = call.inputs[8:]
-    kinds = f"{CTYPES[call.inputs[0].dtype]}, {CTYPES[weights[0].dtype]}"
-    members = [_rope_members(call), *map(address, weights), f"{float(call.node.attr['eps'])!r}f"]
-    return [f"norm_rope_append(team, NormRopeAppend<{kinds}>{_array(members)});"]
+    weights = call.inputs[8:10]
+    kind, caches = CTYPES[call.inputs[0].dtype], _cache_kinds(call)
+    members = [_rope_members(call, f"{kind}, {caches}"), *map(address, weights),
+               f"{float(call.node.attr['eps'])!r}f"]
+    kinds = f"{kind}, {CTYPES[weights[0].dtype]}, {caches}"
+    return [f"norm_rope_append(team, NormRopeAppend<{kinds}>{_array(members)}, {scratch});"]
 
 
 def _take_rows(call: Call, scratch: str) -> list[str]:
@@ -328,5 +372,6 @@ KERNELS: dict[str, Callable[[Call, str], list[str]]] = {
     "matmul_nt": _batched, "expert_linear": _expert_linear, "attention": attention_call,
     "attention_epilogue": attention_epilogue_call,
     "kv_append": _kv_append, "rope_append": _rope_append, "norm_rope_append": _norm_rope_append,
+    "relayout": _relayout,
     "take_rows": _take_rows, "gather": _gather, "argmax": _argmax, "topk": _topk,
 }

@@ -1,5 +1,6 @@
-// Rotary embedding and appending to the KV cache.
+// Rotary embedding, and appending to KV caches of any layout.
 #pragma once
+#include "cache.hpp"
 #include "simd.hpp"
 #include "team.hpp"
 
@@ -19,17 +20,113 @@ template <class T> GD_INLINE void copy_row(const T* from, T* to, i64 n) {
   __builtin_memmove(to, from, size_t(n) * sizeof(T));
 }
 
+// The positions of a step, a row for every sequence; a token of padding has a negative one.
+struct Positions {
+  const int32_t* p;
+  i64 stride, tokens;
+  GD_INLINE i64 at(i64 b, i64 t) const { return p[b * stride + t]; }
+  // Slots of a sequence after the step; 0 where all its tokens are padding.
+  i64 length(i64 b) const {
+    i64 last = -1;
+    for (i64 t = 0; t < tokens; ++t) last = most(last, at(b, t));
+    return last + 1;
+  }
+  // Tokens of a sequence that are no padding.
+  i64 added(i64 b) const {
+    i64 n = 0;
+    for (i64 t = 0; t < tokens; ++t) n += at(b, t) >= 0;
+    return n;
+  }
+};
+
+// The elements of a row of a cache: int8 rows end in their scale.
+template <class E> GD_INLINE i64 row_width(i64 dim) {
+  return same<E, int8_t>::value ? dim + i64(sizeof(float)) : dim;
+}
+
+template <class T> GD_INLINE void store_row(const T* x, T* to, i64 dim) { copy_row(x, to, dim); }
+// Whole numbers of [-127, 127], the nearest and of two the even one, and what they are multiplied
+// with.  A row with a NaN or an infinity reads as NaN; a row of zeros has the scale 0.
+template <class T> GD_NOINLINE void store_row(const T* x, int8_t* to, i64 dim) {
+  constexpr float round = 12582912.f;  // 1.5 * 2^23: a sum with it has no room for a fraction
+  F top = splat(0.f);
+  for_lanes(dim, [&](i64 i, auto l) { top = v_max(top, keep(v_abs(load(x + i, l)), l, 0.f)); });
+  const float scale = max_of(top) / 127.f;
+  const bool usable = scale > 0 && scale - scale == 0;
+  const F by = splat(usable ? scale : 1.f), limit = splat(usable ? 127.f : 0.f);
+  for_lanes(dim, [&](i64 i, auto l) {
+    // Where x is NaN, raw_max gives its second operand.
+    const F number = raw_min(raw_max(load(x + i, l) / by, -limit), limit);
+    const I whole = (I)(number + round) - (I)splat(round);
+    store_raw(reinterpret_cast<uint8_t*>(to + i), __builtin_convertvector((U)whole, B), l);
+  });
+  __builtin_memcpy(to + dim, &scale, sizeof(scale));
+}
+template <class T> GD_INLINE void load_row(const T* x, T* to, i64 dim) { copy_row(x, to, dim); }
+template <class T> GD_INLINE void load_row(const int8_t* x, T* to, i64 dim) {
+  const F scale = splat(row_scale(x, dim));
+  for_lanes(dim, [&](i64 i, auto l) { store(to + i, load(x + i, l) * scale, l); });
+}
+
+// Whether a cache has a place for a slot of a sequence.
+template <class E>
+GD_INLINE bool has_slot(const Cache<E>& cache, i64 b, i64 slot, i64 origin) {
+  return slot >= 0 && slot < cache.slots && origin + slot >= 0 &&
+         (cache.block == 0 || cache.table[b * cache.table_stride + slot / cache.block] >= 0);
+}
+
+// What is in a cache that shifts goes left by the tokens that come.  Nobody may write before a
+// barrier.
+template <class E>
+GD_NOINLINE void make_room(const Team& team, const Cache<E>& cache, const Positions& positions,
+                           i64 batch, i64 heads, i64 dim) {
+  const i64 step = cache.stride[1], width = row_width<E>(dim);
+  const Range mine = team.share(batch * heads);
+  for (i64 i = mine.begin; i < mine.end; ++i) {
+    const i64 b = i / heads, added = positions.added(b);
+    const i64 first = most(0, cache.slots - positions.length(b)), end = cache.slots - added;
+    if (added == 0 || first >= end) continue;
+    E* to = cache.row(b, first, i % heads, 0);
+    if (step == width)
+      copy_row(to + added * step, to, (end - first) * step);
+    else
+      for (i64 slot = first; slot < end; ++slot, to += step) copy_row(to + added * step, to, width);
+  }
+}
+
 // Row x[b, t] goes to slot positions[b, t] of the cache; a position that is no slot of it (a
-// negative one is padding) goes nowhere.
-template <class T>
-GD_NOINLINE void kv_append(const Team& team, View4<const T> x, const int32_t* positions,
-                           i64 position_stride, View4<T> cache, i64 slots, i64 batch, i64 tokens,
-                           i64 heads, i64 dim) {
+// negative one is padding) goes nowhere.  All threads call it; it passes a barrier.
+template <class T, class E>
+GD_NOINLINE void kv_append(const Team& team, View4<const T> x, const Positions& positions,
+                           const Cache<E>& cache, i64 batch, i64 heads, i64 dim) {
+  if (cache.shifts) {
+    make_room(team, cache, positions, batch, heads, dim);
+    team.barrier();
+  }
+  const i64 tokens = positions.tokens;
   const Range mine = team.share(batch * tokens * heads);
+  i64 sequence = -1, origin = 0;
   for (i64 i = mine.begin; i < mine.end; ++i) {
     const i64 h = i % heads, t = i / heads % tokens, b = i / heads / tokens;
-    const i64 slot = positions[b * position_stride + t];
-    if (slot >= 0 && slot < slots) copy_row(x.at(b, t, h), cache.at(b, slot, h), dim);
+    if (cache.shifts && b != sequence) origin = cache.origin(positions.length(sequence = b));
+    const i64 slot = positions.at(b, t);
+    if (has_slot(cache, b, slot, origin))
+      store_row(x.at(b, t, h), cache.row(b, slot, h, origin), dim);
+  }
+}
+
+// out[b, slot, h] is that row of the cache, or zeros where it has no block.
+template <class E, class T>
+GD_NOINLINE void relayout(const Team& team, const Cache<E>& cache, View4<T> out, i64 batch,
+                          i64 heads, i64 dim) {
+  const Range mine = team.share(batch * cache.slots * heads);
+  for (i64 i = mine.begin; i < mine.end; ++i) {
+    const i64 h = i % heads, slot = i / heads % cache.slots, b = i / heads / cache.slots;
+    T* const to = out.at(b, slot, h);
+    if (has_slot(cache, b, slot, 0))
+      load_row(cache.row(b, slot, h, 0), to, dim);
+    else
+      __builtin_memset(static_cast<void*>(to), 0, size_t(dim) * sizeof(T));
   }
 }
 
@@ -127,55 +224,82 @@ GD_NOINLINE void rope(const Team& team, View4<const T> x, Angles angles, View4<T
 }
 
 // rope on q and k, and k and v appended to their caches, in one pass over the tokens.
-template <class T> struct RopeAppend {
+template <class T, class K = T, class V = T> struct RopeAppend {
   View4<const T> q, k, v;
   Angles angles;
-  const int32_t* positions;
-  i64 position_stride;
-  View4<T> q_out, k_cache, v_cache;
-  i64 slots, batch, tokens, heads, kv_heads, dim, value_dim, rotary;
+  Positions positions;
+  View4<T> q_out;
+  Cache<K> k_cache;
+  Cache<V> v_cache;
+  i64 batch, heads, kv_heads, dim, value_dim, rotary;
   bool interleaved;
 };
-// turn(x, is_q, cos, sin, out) makes a row of q or k.
-template <class T, class Turn>
-GD_INLINE void turn_and_append(const Team& team, const RopeAppend<T>& r, Turn turn) {
-  const i64 per_token = r.heads + 2 * r.kv_heads;
-  const Range mine = team.share(r.batch * r.tokens * per_token);
+// A k cache of T has its rows made in place; those of another are made in scratch, where every
+// thread has round_up(dim * sizeof(T), 64) bytes.  turn(x, is_q, cos, sin, out) makes a row of q or
+// k.
+template <class T, class K, class V, class Turn>
+GD_INLINE void turn_and_append(const Team& team, const RopeAppend<T, K, V>& r,
+                               [[maybe_unused]] char* scratch, Turn turn) {
+  if (r.k_cache.shifts || r.v_cache.shifts) {
+    if (r.k_cache.shifts) make_room(team, r.k_cache, r.positions, r.batch, r.kv_heads, r.dim);
+    if (r.v_cache.shifts) make_room(team, r.v_cache, r.positions, r.batch, r.kv_heads, r.value_dim);
+    team.barrier();
+  }
+  const i64 per_token = r.heads + 2 * r.kv_heads, tokens = r.positions.tokens;
+  const Range mine = team.share(r.batch * tokens * per_token);
+  i64 sequence = -1, length = 0;
   for (i64 i = mine.begin; i < mine.end; ++i) {
-    const i64 j = i % per_token, t = i / per_token % r.tokens, b = i / per_token / r.tokens;
-    const i64 at = r.angles.at(b, t), slot = r.positions[b * r.position_stride + t];
+    const i64 j = i % per_token, t = i / per_token % tokens, b = i / per_token / tokens;
+    const i64 at = r.angles.at(b, t), slot = r.positions.at(b, t);
     const float *cos = r.angles.cos + at, *sin = r.angles.sin + at;
     if (j < r.heads) {
       turn(r.q.at(b, t, j), true, cos, sin, r.q_out.at(b, t, j));
       continue;
     }
-    if (slot < 0 || slot >= r.slots) continue;
-    const i64 g = (j - r.heads) / 2;
-    if ((j - r.heads) % 2 == 0)
-      turn(r.k.at(b, t, g), false, cos, sin, r.k_cache.at(b, slot, g));
-    else
-      copy_row(r.v.at(b, t, g), r.v_cache.at(b, slot, g), r.value_dim);
+    if ((r.k_cache.shifts || r.v_cache.shifts) && b != sequence)
+      length = r.positions.length(sequence = b);
+    const i64 g = (j - r.heads) / 2, k_origin = r.k_cache.origin(length),
+              v_origin = r.v_cache.origin(length);
+    if ((j - r.heads) % 2 == 1) {
+      if (has_slot(r.v_cache, b, slot, v_origin))
+        store_row(r.v.at(b, t, g), r.v_cache.row(b, slot, g, v_origin), r.value_dim);
+    } else if (has_slot(r.k_cache, b, slot, k_origin)) {
+      K* const row = r.k_cache.row(b, slot, g, k_origin);
+      if constexpr (same<K, T>::value) {
+        turn(r.k.at(b, t, g), false, cos, sin, row);
+      } else {
+        const i64 own = round_up(r.dim * i64(sizeof(T)), 64);
+        T* const made = reinterpret_cast<T*>(scratch + team.id * own);
+        turn(r.k.at(b, t, g), false, cos, sin, made);
+        store_row(made, row, r.dim);
+      }
+    }
   }
 }
-template <class T> GD_NOINLINE void rope_append(const Team& team, const RopeAppend<T>& r) {
-  turn_and_append(team, r, [&](const T* x, bool, const float* cos, const float* sin, T* out) {
+// All threads call it; it passes a barrier.
+template <class T, class K, class V>
+GD_NOINLINE void rope_append(const Team& team, const RopeAppend<T, K, V>& r, char* scratch) {
+  const auto turn = [&](const T* x, bool, const float* cos, const float* sin, T* out) {
     rotary::row(x, cos, sin, out, r.dim, r.rotary, r.interleaved);
-  });
+  };
+  turn_and_append(team, r, scratch, turn);
 }
 
 // The same where every head of q and of k is normed first.
-template <class T, class Weight> struct NormRopeAppend {
-  RopeAppend<T> rope;
+template <class T, class Weight, class K = T, class V = T> struct NormRopeAppend {
+  RopeAppend<T, K, V> rope;
   const Weight *q_weight, *k_weight;
   float eps;
 };
-template <class T, class Weight>
-GD_NOINLINE void norm_rope_append(const Team& team, const NormRopeAppend<T, Weight>& n) {
-  const RopeAppend<T>& r = n.rope;
-  turn_and_append(team, r, [&](const T* x, bool is_q, const float* cos, const float* sin, T* out) {
+template <class T, class Weight, class K, class V>
+GD_NOINLINE void norm_rope_append(const Team& team, const NormRopeAppend<T, Weight, K, V>& n,
+                                  char* scratch) {
+  const RopeAppend<T, K, V>& r = n.rope;
+  const auto turn = [&](const T* x, bool is_q, const float* cos, const float* sin, T* out) {
     rotary::normed_row(x, is_q ? n.q_weight : n.k_weight, n.eps, cos, sin, out, r.dim, r.rotary,
                        r.interleaved);
-  });
+  };
+  turn_and_append(team, r, scratch, turn);
 }
 
 }  // namespace gd

@@ -59,7 +59,7 @@ template <class T> void use(const Team& team) {
   matmul<2>(team, y, 1, two, 1, 1, 1, nullptr,
             [&](i64, i64 c, auto l, F a, F b) { store(y + c, a * v_sigmoid(a) * b, l); });
   embedding(team, nullptr, 1, y, 1, 1, y, 1);
-  rope_append(team, RopeAppend<T>{});
+  rope_append(team, RopeAppend<T>{}, nullptr);
   attention(team, Attention<T>{}, nullptr);
   pack(y, y, 1, 1);
 }

@@ -81,23 +81,26 @@ template <class T> static void test_rope(int threads, i64 dim, i64 rotary, bool 
     return gd::View4<std::remove_pointer_t<decltype(p)>>{p, {rows * h * dim, h * dim, dim}};
   };
   const auto cache = [&](T* p) {
-    return gd::View4<T>{p, {slots * kv_heads * dim, dim, slots * dim}};
+    return gd::Cache<T>{
+        p, {slots * kv_heads * dim, dim, slots * dim}, slots, nullptr, 0, 0, false};
   };  // [b, g, s, d]
   const auto constant = [](const T* p) { return p; };
   const gd::Angles angles = {cos.get(), sin.get(), {tokens * half, half}};
+  const gd::Positions at = {positions.get(), tokens, tokens};
   gd::run_team(threads, [&](const Team& team) {
     gd::rope_append(
         team, gd::RopeAppend<T>{
                   view(constant(q.get()), tokens, heads), view(constant(k.get()), tokens, kv_heads),
-                  view(constant(v.get()), tokens, kv_heads), angles, positions.get(), tokens,
+                  view(constant(v.get()), tokens, kv_heads), angles, at,
                   view(q_out.get(), tokens, heads), cache(k_cache.get()), cache(v_cache.get()),
-                  slots, batch, tokens, heads, kv_heads, dim, dim, rotary, interleaved});
+                  batch, heads, kv_heads, dim, dim, rotary, interleaved},
+        nullptr);
     gd::rope(team, view(constant(k.get()), tokens, kv_heads), angles,
              view(k_out.get(), tokens, kv_heads), batch, tokens, kv_heads, dim, rotary,
              interleaved);
     team.barrier();
-    gd::kv_append(team, view(constant(k_out.get()), tokens, kv_heads), positions.get(), tokens,
-                  cache(appended.get()), slots, batch, tokens, kv_heads, dim);
+    gd::kv_append(team, view(constant(k_out.get()), tokens, kv_heads), at,
+                  cache(appended.get()), batch, kv_heads, dim);
   });
   const auto turned = [&](const Buffer<T>& x, i64 i) {
     const i64 d = i % dim, row = i / dim, token = row / (x.n / dim / batch / tokens);
@@ -141,16 +144,18 @@ static void test_norm_rope(int threads, i64 dim, i64 rotary, bool interleaved) {
     return gd::View4<const T>{qkv.get() + head * dim, {tokens * width * dim, width * dim, dim}};
   };
   const auto cache = [&](T* p) {
-    return gd::View4<T>{p, {slots * kv_heads * dim, dim, slots * dim}};
+    return gd::Cache<T>{
+        p, {slots * kv_heads * dim, dim, slots * dim}, slots, nullptr, 0, 0, false};
   };
   const gd::RopeAppend<T> rope = {
       part(0), part(heads), part(heads + kv_heads), {cos.get(), sin.get(), {tokens * half, half}},
-      positions.get(), tokens, {q_out.get(), {tokens * heads * dim, heads * dim, dim}},
-      cache(k_cache.get()), cache(v_cache.get()), slots, batch, tokens, heads, kv_heads, dim, dim,
-      rotary, interleaved};
+      {positions.get(), tokens, tokens}, {q_out.get(), {tokens * heads * dim, heads * dim, dim}},
+      cache(k_cache.get()), cache(v_cache.get()), batch, heads, kv_heads, dim, dim, rotary,
+      interleaved};
   gd::run_team(threads, [&](const Team& team) {
-    gd::norm_rope_append(team, gd::NormRopeAppend<T, Weight>{rope, q_weight.get(), k_weight.get(),
-                                                             float(eps)});
+    gd::norm_rope_append(
+        team, gd::NormRopeAppend<T, Weight>{rope, q_weight.get(), k_weight.get(), float(eps)},
+        nullptr);
   });
   const auto row = [&](i64 token, i64 head, const Buffer<Weight>& weight) {
     std::vector<double> x, out;

@@ -1,0 +1,267 @@
+"""A built decoder layer behind the order of calls of ATB's torch example.
+
+Source: the Operation of Ascend Transformer Boost's torch examples: every tensor is given at every
+call, and the cache goes in as `past` and comes out as `present`.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from graphdsl.borders.kept import Kept
+from graphdsl.borders.masks import with_mask
+from graphdsl.builder import BuildOptions, build_graph
+from graphdsl.errors import GraphError
+from graphdsl.ir import Graph, size_value
+from graphdsl.layer import Layer, trace
+from graphdsl.lazy import torch, torch_dtype
+from graphdsl.manifest import Json
+from graphdsl.runtime.operator import Operator
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+INPUTS = ("x", "positions", "cos", "sin")
+BEHIND = ("position_ids", "cos_table", "sin_table", "mask", "past_key", "past_value")
+ORDER = "sbnd"
+WANTED = "[seq, batch, kv_heads, dim]"
+
+
+@dataclass(frozen=True)
+class _Widths:
+    """The sizes that the layer fixes."""
+
+    kv_heads: int
+    dims: tuple[int, int]
+    rotary: int
+
+
+@dataclass(frozen=True, eq=False)
+class _Table:
+    """The columns of a cos or sin table that the layer reads, f32 [positions, rotary]."""
+
+    source: weakref.ref[Tensor]
+    rows: Tensor
+
+    def at(self, position_ids: Tensor) -> Tensor:
+        """The rows of these positions: f32 [batch, tokens, rotary]."""
+        return self.rows.index_select(0, position_ids.reshape(-1)).reshape(
+            *position_ids.shape, self.rows.shape[1])
+
+
+class AtbLayer:
+    """A decoder Layer that takes x, positions, cos and sin and has one KV cache, called as an
+    Operation of ATB is: see `execute`.
+
+    It is built for the dtype of `options`, once without and once with every kind of mask that it
+    is given, at the first call that needs it. It owns the cache: a buffer of `reserve` rows to
+    spare, [capacity, batch, kv_heads, dim], of which `present` is a view, so that a past that is
+    the present of an earlier call is not copied.
+
+    Raises GraphError for a Layer that takes something else or keeps its cache in another order.
+    """
+
+    def __init__(self, layer: Layer, options: BuildOptions, reserve: int = 1024) -> None:
+        layouts = {**options.passes, "kv_layout": {"order": ORDER}}
+        self._options = replace(options, passes=layouts, out=None)
+        self._graph = trace(layer, options.dtype)
+        self._widths = _widths(self._graph)
+        self.weights = tuple(v.name for v in self._graph.params)
+        self._operators: dict[str, Operator] = {}
+        self._given: tuple[weakref.ref[Tensor], ...] = ()
+        self._packed: list[tuple[Json, list[Tensor]]] = []
+        self._tables: dict[str, _Table] = {}
+        self._kept = Kept(ORDER, reserve)
+
+    def __repr__(self) -> str:
+        return f"AtbLayer({self._graph.name!r}, dtype={self._options.dtype!r})"
+
+    @property
+    def copied_bytes(self) -> int:
+        """The bytes of caches that were copied so far: pasts that were no presents of ours, and
+        buffers that had to grow."""
+        return sum(self._kept.copied.values())
+
+    def execute(self, tensors: Sequence[Tensor | None]) -> list[Tensor]:
+        """[hidden, *weights, position_ids, cos_table, sin_table, mask, past_key, past_value] ->
+        [hidden, present_key, present_value].
+
+        hidden[batch, tokens, hidden]; weights in the order of `weights`, as torch's Linear has
+        them, packed when they are first given and known again by identity, so that changing one in
+        place is not noticed; position_ids[batch, tokens], whole numbers, are rows of the tables
+        [max_positions, head_dim] (two equal halves; the first is enough); mask[tokens, keys] or
+        [batch, 1, tokens, keys], bool (True: seen) or added (f32, or the layer's dtype), or None:
+        attention is causal either way; past and present are [seq, batch, kv_heads, dim], that is
+        transformers' caches permuted by (2, 0, 1, 3); a past of seq 0 begins a new sequence.
+
+        A present is a view of the buffer, and holds its rows until a call is given a past that
+        ends before them or that is not a present. Raises GraphError, before anything is changed,
+        for tensors of other numbers, shapes, dtypes, or an order that can be told apart; ToolError
+        when the compiler fails.
+        """
+        x, weights, at, tables, mask, past = self._read(tensors)
+        self._check_past(past, len(x))
+        seen, tokens = len(past[0]), x.shape[1]
+        inputs = [x, _positions(x, seen), *self._angles(at, tables, x)]
+        inputs += self._mask(mask, x, seen + tokens)
+        operator = self._operator(mask)
+        packed = self._weights(operator, weights)
+        start = self._kept.hold(past, tokens)
+        state = self._kept.view(start, self._kept.capacity - start)
+        y = operator.run(inputs, packed, state)[0]
+        return [y, *self._kept.view(start, seen + tokens)]
+
+    def _read(self, tensors: Sequence[Tensor | None]) -> tuple[
+            Tensor, list[Tensor], Tensor, list[Tensor], Tensor | None, list[Tensor]]:
+        """hidden, weights, position_ids, tables, mask, past."""
+        names = ("hidden", *self.weights, *BEHIND)
+        if len(tensors) != len(names):
+            raise GraphError(f"{self._graph.name}: {len(tensors)} tensors given, {len(names)} "
+                             "wanted", hint=", ".join(names))
+        mask = tensors[-3] if tensors[-3] is None else self._tensor("mask", tensors[-3])
+        x, *rest = [self._tensor(name, found) for name, found in zip(names, tensors, strict=True)
+                    if name != "mask"]
+        weights, (at, *tables), past = rest[:-5], rest[-5:-2], rest[-2:]
+        dtype, width = torch_dtype(self._options.dtype), self._graph.inputs[0].shape[-1]
+        if x.dim() != 3 or x.dtype != dtype or x.shape[2] != width:
+            raise GraphError(f"{self._graph.name}: hidden is {x.dtype} {list(x.shape)}, wanted "
+                             f"{dtype} [batch, tokens, {width}]")
+        return x.contiguous(), weights, at, tables, mask, past
+
+    def _tensor(self, name: str, found: Tensor | None) -> Tensor:
+        if not isinstance(found, torch.Tensor):
+            raise GraphError(f"{self._graph.name}: {name} is a {type(found).__name__}, wanted a "
+                             "torch.Tensor", hint="only mask may be None; a first past has seq 0")
+        if found.device.type != "cpu":
+            raise GraphError(f"{self._graph.name}: {name} is on {found.device}, wanted the CPU")
+        return found
+
+    def _check_past(self, past: list[Tensor], batch: int) -> None:
+        """Raises GraphError for another order, batch, size or dtype."""
+        for name, found, dim in zip(BEHIND[-2:], past, self._widths.dims, strict=True):
+            wanted = [batch, self._widths.kv_heads, dim]
+            label = f"{self._graph.name}: {name} is {found.dtype} {list(found.shape)}"
+            if found.dim() != 4 or list(found.shape[1:]) != wanted:
+                raise GraphError(f"{label}, wanted {WANTED} = [seq, {', '.join(map(str, wanted))}]",
+                                 hint=_permutation(name, list(found.shape), wanted))
+            if found.dtype != torch_dtype(self._options.dtype):
+                raise GraphError(f"{label}, wanted {torch_dtype(self._options.dtype)}")
+        key, value = map(len, past)
+        if key != value:
+            raise GraphError(f"{self._graph.name}: past_key has {key} tokens and past_value has "
+                             f"{value}", hint=f"both are {WANTED}")
+
+    def _angles(self, at: Tensor, tables: list[Tensor], x: Tensor) -> list[Tensor]:
+        """cos and sin of this step, f32 [batch, tokens, rotary]."""
+        owner = self._graph.name
+        if at.shape != x.shape[:2] or at.is_floating_point() or at.dtype == torch.bool:
+            raise GraphError(f"{owner}: position_ids is {at.dtype} {list(at.shape)}, wanted whole "
+                             f"numbers [batch, tokens] = {list(x.shape[:2])}")
+        read = [self._table(name, t) for name, t in zip(BEHIND[1:3], tables, strict=True)]
+        least, most = (int(n) for n in torch.aminmax(at)) if at.numel() else (0, 0)
+        count = min(len(table.rows) for table in read)
+        if least < 0 or most >= count:
+            raise GraphError(f"{owner}: position_ids holds {least if least < 0 else most}, wanted "
+                             f"0 to {count - 1}", hint="they are rows of cos_table and sin_table")
+        return [table.at(at.long()) for table in read]
+
+    def _table(self, name: str, found: Tensor) -> _Table:
+        """A table, read once and known again by identity."""
+        known = self._tables.get(name)
+        if known is None or known.source() is not found:
+            rows = _columns(f"{self._graph.name}: {name}", found, self._widths.rotary)
+            known = self._tables[name] = _Table(weakref.ref(found), rows)
+        return known
+
+    def _mask(self, mask: Tensor | None, x: Tensor, keys: int) -> list[Tensor]:
+        """The mask as the operator takes it, [batch, 1, tokens, keys], if there is one."""
+        if mask is None:
+            return []
+        batch, tokens = x.shape[:2]
+        shape = list(mask.shape)
+        if shape[:-1] not in ([tokens], [batch, 1, tokens]) or shape[-1] < keys:
+            raise GraphError(f"{self._graph.name}: mask is {shape}, wanted [{tokens}, {keys}] or "
+                             f"[{batch}, 1, {tokens}, {keys}]",
+                             hint="the keys are those of past and the new ones; more are ignored")
+        return [mask.expand(batch, 1, tokens, shape[-1]).contiguous()]
+
+    def _operator(self, mask: Tensor | None) -> Operator:
+        """The operator for this kind of mask, built when it is first needed."""
+        kinds = {torch_dtype(kind): kind for kind in ("bool", "f32", self._options.dtype)}
+        if mask is not None and mask.dtype not in kinds:
+            raise GraphError(f"{self._graph.name}: mask is {mask.dtype}, wanted "
+                             f"{', '.join(map(str, kinds))}")
+        kind = "" if mask is None else kinds[mask.dtype]
+        if kind not in self._operators:
+            graph = with_mask(self._graph, kind) if kind else self._graph
+            self._operators[kind] = Operator(build_graph(graph, self._options).path)
+        return self._operators[kind]
+
+    def _weights(self, operator: Operator, weights: list[Tensor]) -> list[Tensor]:
+        """What `operator` reads of the weights, packed once for all operators that pack alike."""
+        known = [ref() for ref in self._given]
+        if len(known) != len(weights) or any(a is not b for a, b in
+                                             zip(known, weights, strict=True)):
+            self._packed = []
+        params = operator.manifest["params"]
+        for packed_as, packed in self._packed:
+            if packed_as == params:
+                return packed
+        packed = operator.pack_weights(dict(zip(self.weights, weights, strict=True)))
+        self._packed.append((params, packed))
+        self._given = tuple(weakref.ref(w) for w in weights)
+        return packed
+
+
+def _widths(graph: Graph) -> _Widths:
+    """The sizes of a layer. Raises GraphError for one that cannot be called as here."""
+    names = tuple(v.name for v in graph.inputs)
+    if names != INPUTS or len(graph.results) != 1:
+        raise GraphError(f"{graph.name} takes {', '.join(names)} and returns {len(graph.results)} "
+                         f"values, wanted {', '.join(INPUTS)} and one value")
+    rotary = graph.inputs[2].shape[-1]
+    if not isinstance(rotary, int):
+        raise GraphError(f"{graph.name}: the last axis of cos is {rotary}, wanted a number",
+                         hint=f"give the config a field or property {rotary}")
+    if len(graph.state) != 2:
+        raise GraphError(f"{graph.name} has {len(graph.state) // 2} KV caches, wanted 1")
+    layout = graph.state[0].type.layout
+    if layout and layout.pinned and (layout.order != ORDER or not layout.is_strided):
+        raise GraphError(f"{graph.name} keeps its cache as {layout}, wanted {ORDER}",
+                         hint=f'leave KVCache without a layout, or give it "{ORDER}"')
+    key, value = ([size_value(size, {}) for size in v.shape[2:]] for v in graph.state)
+    return _Widths(key[0], (key[1], value[1]), rotary)
+
+
+def _positions(x: Tensor, past: int) -> Tensor:
+    """The slots of the new tokens, i32 [batch, tokens]."""
+    batch, tokens = x.shape[:2]
+    return torch.arange(past, past + tokens, dtype=torch.int32).expand(batch, tokens).contiguous()
+
+
+def _columns(label: str, found: Tensor, rotary: int) -> Tensor:
+    """The columns of a table that a layer reads, f32. Raises GraphError for another table."""
+    fits = (found.dim() == 2 and found.shape[1] in (rotary, 2 * rotary)
+            and found.is_floating_point())
+    if not fits:
+        raise GraphError(f"{label} is {found.dtype} {list(found.shape)}, wanted numbers "
+                         f"[max_positions, {2 * rotary}], or {rotary} columns of them")
+    if found.shape[1] != rotary and not torch.equal(found[:, :rotary], found[:, rotary:]):
+        raise GraphError(f"{label}: its columns from {rotary} on differ from those before",
+                         hint=f"give one column for each of the {rotary} angles, in their order")
+    return found[:, :rotary].detach().to(torch.float32, copy=True,
+                                         memory_format=torch.contiguous_format)
+
+
+def _permutation(name: str, shape: list[int], wanted: list[int]) -> str:
+    """How to bring a past of another order, if it is one, into ours."""
+    for order in ((2, 0, 1, 3), (1, 0, 2, 3)):
+        if len(shape) == 4 and [shape[axis] for axis in order[1:]] == wanted:
+            return f"{name}.permute{order}"
+    return "the batch is that of hidden; a past of seq 0 begins a new sequence"
+
+
+__all__ = ["AtbLayer"]

@@ -1,0 +1,331 @@
+"""The calls of ATB's torch example on a built layer, against transformers' own layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import DynamicCache, LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
+
+from graphdsl.borders.atb import AtbLayer
+from graphdsl.builder import BuildOptions
+from graphdsl.errors import GraphError
+from graphdsl.ir import Value
+from graphdsl.layer import KVCache, Layer
+from graphdsl.models import llama
+from graphdsl.ops import attention
+
+SIZES = llama.Config(hidden=64, heads=4, kv_heads=2, head_dim=16, ffn=96, eps=1e-6)
+BATCH, PROMPT, STEPS, MOST = 2, 7, 5, 64
+TOLERANCE = 2e-5
+
+
+@dataclass
+class Theirs:
+    """transformers' layer with random weights, and a cache that grows."""
+
+    layer: LlamaDecoderLayer
+    cache: DynamicCache = field(default_factory=DynamicCache)
+
+    @staticmethod
+    def drawn() -> Theirs:
+        torch.manual_seed(3)
+        config = LlamaConfig(hidden_size=64, num_attention_heads=4, num_key_value_heads=2,
+                             head_dim=16, intermediate_size=96, attn_implementation="sdpa")
+        layer = LlamaDecoderLayer(config, 0).eval().requires_grad_(False)
+        for weight in layer.parameters():
+            weight.copy_(torch.randn_like(weight) * 0.1 + (weight.ndim == 1))
+        return Theirs(layer)
+
+    @property
+    def weights(self) -> list[Tensor]:
+        named = dict(self.layer.named_parameters())
+        return [named[name] for name in llama.LAYER_NAMES.values()]
+
+    @property
+    def tables(self) -> list[Tensor]:
+        """cos and sin [max_positions, head_dim]."""
+        rotary = LlamaRotaryEmbedding(self.layer.self_attn.config)
+        cos, sin = rotary(torch.zeros(1), torch.arange(MOST)[None])
+        return [cos[0], sin[0]]
+
+    def step(self, x: Tensor, at: Tensor, mask: Tensor | None) -> list[Tensor]:
+        angles = tuple(table[at] for table in self.tables)
+        y = self.layer(x, attention_mask=mask, position_ids=at, past_key_values=self.cache,
+                       position_embeddings=angles)
+        rows = self.cache.layers[0]
+        return [y, *(t.permute(2, 0, 1, 3) for t in (rows.keys, rows.values))]
+
+
+def atb_mask(tokens: int, past: int, padding: tuple[int, ...] = (0, 0)) -> Tensor:
+    """What each token sees: bool [batch, 1, tokens, keys]."""
+    keys = torch.arange(past + tokens)
+    causal = keys <= torch.arange(past, past + tokens)[:, None]
+    return (causal & (keys >= torch.tensor(padding)[:, None, None]))[:, None]
+
+
+def empty() -> list[Tensor]:
+    return [torch.empty(0, BATCH, SIZES.kv_heads, SIZES.head_dim) for _ in "kv"]
+
+
+def drawn_step(number: int) -> Tensor:
+    torch.manual_seed(number)
+    return torch.randn(BATCH, 1 if number else PROMPT, SIZES.hidden)
+
+
+@pytest.fixture(scope="module")
+def theirs() -> Theirs:
+    return Theirs.drawn()
+
+
+@pytest.fixture
+def built(options: BuildOptions) -> AtbLayer:
+    """Found in the cache after the first test."""
+    return AtbLayer(llama.LlamaLayer(SIZES), options, reserve=32)
+
+
+class Copies(TorchDispatchMode):
+    """The numbers that torch's own copies move, those of index_select and cat among them."""
+
+    NAMES = ("copy_", "clone", "_to_copy", "cat", "index_select", "contiguous", "index")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.largest = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func.overloadpacket.__name__ in self.NAMES:
+            self.largest = max(self.largest, result.numel())
+        return result
+
+
+Masks = Callable[[int, int], "Tensor | None"]
+PADDED = (0, 3)
+
+
+def bool_padded(tokens: int, past: int) -> Tensor:
+    return atb_mask(tokens, past, PADDED)
+
+
+def added(tokens: int, past: int) -> Tensor:
+    mask = atb_mask(tokens, past, PADDED)
+    return torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
+
+
+def flat(tokens: int, past: int) -> Tensor:
+    return atb_mask(tokens, past)[0, 0]
+
+
+def no_mask(tokens: int, past: int) -> None:
+    return None
+
+
+@pytest.mark.parametrize("masks", [bool_padded, added, flat, no_mask])
+def test_a_prompt_and_five_tokens(built: AtbLayer, theirs: Theirs, masks: Masks) -> None:
+    theirs = Theirs(theirs.layer)
+    padding = PADDED if masks in (bool_padded, added) else (0, 0)
+    tables, weights, past, seen = theirs.tables, theirs.weights, empty(), 0
+    for number in range(STEPS + 1):
+        x = drawn_step(number)
+        tokens = x.shape[1]
+        at = (torch.arange(seen, seen + tokens) - torch.tensor(padding)[:, None]).clamp(min=0)
+        mask = masks(tokens, seen)
+        with Copies() as copies:
+            y, *present = built.execute([x, *weights, at, *tables, mask, *past])
+        mask = atb_mask(tokens, seen) if mask is None or mask.dim() == 2 else mask
+        wanted, *rows = theirs.step(x, at, mask)
+        assert bool(torch.isfinite(y).all())
+        for row, gap in enumerate(padding):
+            first = max(gap - seen, 0)
+            torch.testing.assert_close(y[row, first:], wanted[row, first:], rtol=0, atol=TOLERANCE)
+        for ours, other in zip(present, rows, strict=True):
+            torch.testing.assert_close(ours, other, rtol=0, atol=TOLERANCE)
+            assert ours.is_contiguous()
+        if number:
+            assert copies.largest < min(past[0].numel(), x.numel() + tables[0].numel())
+            assert past[0].data_ptr() == present[0].data_ptr()
+        past, seen = present, seen + tokens
+    assert built.copied_bytes == 0
+
+
+def call(theirs: Theirs, **changes: Any) -> list[Any]:
+    """A whole call: three tokens that come after two."""
+    tensors: dict[str, Any] = {
+        "hidden": torch.ones(BATCH, 3, SIZES.hidden), "weights": theirs.weights,
+        "position_ids": torch.arange(2, 5).expand(BATCH, 3), "cos_table": theirs.tables[0],
+        "sin_table": theirs.tables[1], "mask": atb_mask(3, 2),
+        "past_key": torch.ones(2, BATCH, SIZES.kv_heads, SIZES.head_dim),
+        "past_value": torch.ones(2, BATCH, SIZES.kv_heads, SIZES.head_dim)} | changes
+    hidden, weights, *rest = tensors.values()
+    return [hidden, *weights, *rest]
+
+
+def test_a_past_of_others_is_taken_in(built: AtbLayer, theirs: Theirs) -> None:
+    theirs = Theirs(theirs.layer)
+    x, at = drawn_step(0), torch.arange(PROMPT).expand(BATCH, PROMPT)
+    _, *past = theirs.step(x, at, atb_mask(PROMPT, 0))
+    at = torch.full((BATCH, 1), PROMPT)
+    copies = [t.clone() for t in past]
+    wanted, *rows = theirs.step(drawn_step(1), at, None)
+    y, *present = built.execute([drawn_step(1), *theirs.weights, at, *theirs.tables, None, *copies])
+    assert built.copied_bytes == 2 * past[0].numel() * 4
+    torch.testing.assert_close(y, wanted, rtol=0, atol=TOLERANCE)
+    for ours, other in zip(present, rows, strict=True):
+        torch.testing.assert_close(ours, other, rtol=0, atol=TOLERANCE)
+
+
+def test_a_buffer_grows(options: BuildOptions, theirs: Theirs) -> None:
+    layer, past, again = AtbLayer(llama.LlamaLayer(SIZES), options, reserve=1), empty(), empty()
+    at = torch.zeros(BATCH, 1, dtype=torch.int64)
+    roomy = AtbLayer(llama.LlamaLayer(SIZES), options)
+    for number in range(1, 6):
+        given = [drawn_step(number), *theirs.weights, at, *theirs.tables, None]
+        y, *past = layer.execute([*given, *past])
+        other, *again = roomy.execute([*given, *again])
+        assert torch.equal(y, other)
+        assert torch.equal(past[0], again[0])
+    assert (layer.copied_bytes > 0, roomy.copied_bytes) == (True, 0)
+
+
+def test_a_new_sequence_leaves_the_present_of_the_last_one(built: AtbLayer,
+                                                            theirs: Theirs) -> None:
+    def prompt(number: int) -> list[Tensor]:
+        x = drawn_step(0) + number
+        return built.execute([x, *theirs.weights, torch.arange(PROMPT).expand(BATCH, PROMPT),
+                              *theirs.tables, None, *empty()])
+
+    _, *first = prompt(1)
+    before = [t.clone() for t in first]
+    prompt(2)
+    assert all(torch.equal(a, b) for a, b in zip(first, before, strict=True))
+
+
+def test_weights_are_packed_once(built: AtbLayer, theirs: Theirs,
+                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    from graphdsl.runtime.operator import Operator
+
+    packed: list[str] = []
+    pack = Operator.pack_weights
+
+    def counted(self: Operator, weights: dict[str, Tensor]) -> list[Tensor]:
+        packed.append(self.name)
+        return pack(self, weights)
+
+    monkeypatch.setattr(Operator, "pack_weights", counted)
+    weights = theirs.weights
+    for mask in (None, atb_mask(3, 2), added(3, 2)):
+        built.execute(call(theirs, weights=weights, mask=mask))
+    assert len(packed) == 1
+    other = [w.clone() for w in weights]
+    y = built.execute(call(theirs, weights=[w * 0.5 for w in weights]))[0]
+    z = built.execute(call(theirs, weights=other))[0]
+    assert len(packed) == 3
+    assert not torch.equal(y, z)
+
+
+def test_tables_of_half_the_columns(built: AtbLayer, theirs: Theirs) -> None:
+    half = [t[:, : SIZES.head_dim // 2] for t in theirs.tables]
+    whole = built.execute(call(theirs))[0]
+    assert torch.equal(whole, built.execute(call(theirs, cos_table=half[0], sin_table=half[1]))[0])
+
+
+PAST = torch.ones(2, BATCH, SIZES.kv_heads, SIZES.head_dim)
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"hidden": torch.ones(3, SIZES.hidden)}, r"hidden is torch\.float32 \[3, 64\]"),
+    ({"hidden": torch.ones(BATCH, 3, SIZES.hidden).bfloat16()}, r"hidden is torch\.bfloat16"),
+    ({"hidden": torch.ones(BATCH, 3, 32)}, r"hidden is .* \[2, 3, 32\], wanted .*, 64\]"),
+    ({"hidden": torch.ones(3, 3, SIZES.hidden), "position_ids": torch.ones(3, 3).int()},
+     r"past_key .* wanted \[seq, batch, kv_heads, dim\] = \[seq, 3, 2, 16\](?s:.)*begins a new"),
+    ({"position_ids": torch.zeros(BATCH, 3)}, r"position_ids is torch\.float32"),
+    ({"position_ids": torch.zeros(BATCH, 4).int()}, r"wanted whole numbers \[batch, tokens\]"),
+    ({"position_ids": torch.full((BATCH, 3), MOST)}, "position_ids holds 64, wanted 0 to 63"),
+    ({"position_ids": torch.full((BATCH, 3), -1)}, "position_ids holds -1"),
+    ({"cos_table": torch.ones(MOST, 12)}, r"cos_table is torch\.float32 \[64, 12\]"),
+    ({"sin_table": torch.arange(32.0).reshape(2, 16)}, "columns from 8 on differ"),
+    ({"mask": torch.ones(3, 4).bool()}, r"mask is \[3, 4\], wanted \[3, 5\] or \[2, 1, 3, 5\]"),
+    ({"mask": torch.ones(BATCH, 3, 5).bool()}, r"mask is \[2, 3, 5\]"),
+    ({"mask": torch.ones(3, 5).double()}, r"mask is torch\.float64, wanted torch\.bool"),
+    ({"mask": [1]}, "mask is a list"),
+    ({"past_key": None}, "past_key is a NoneType"),
+    ({"past_key": torch.ones(0, device="meta")}, "past_key is on meta"),
+    ({"past_key": PAST.double()}, r"past_key is torch\.float64"),
+    ({"past_key": PAST.permute(1, 2, 0, 3)[:, :, :1]},
+     r"hint: past_key\.permute\(2, 0, 1, 3\)"),
+    ({"past_value": PAST[:1].permute(1, 0, 2, 3)}, r"hint: past_value\.permute\(1, 0, 2, 3\)"),
+    ({"past_value": PAST[:1]}, "past_key has 2 tokens and past_value has 1"),
+    ({"weights": []}, "7 tensors given, 16 wanted"),
+    ({"weights": [torch.ones(2)] * 9}, r"weight attn_norm is \[2\], wanted \[64\]"),
+])
+def test_what_is_refused(built: AtbLayer, theirs: Theirs, changes: dict[str, Any],
+                         message: str) -> None:
+    with pytest.raises(GraphError, match=message):
+        built.execute(call(theirs, **changes))
+    assert built.copied_bytes == 0
+
+
+@dataclass(frozen=True)
+class Small:
+    heads: int = 2
+    dim: int = 8
+    rotary: int = 4
+
+
+class Other(Layer):
+    """Takes no angles."""
+
+    signature: ClassVar[str] = "x[batch, tokens, heads, dim] -> y[batch, tokens, heads, dim]"
+
+    def __init__(self, config: Small = Small()) -> None:
+        self.config = config
+        self.kv = KVCache(config.heads, config.dim)
+
+    def forward(self, x: Value) -> Value:
+        return x
+
+
+class Turned(Other):
+    """Takes what a decoder layer takes."""
+
+    signature = ("x[batch, tokens, heads, dim], positions[batch, tokens]:i32,"
+                 " cos[batch, tokens, rotary]:f32, sin[batch, tokens, rotary]:f32"
+                 " -> y[batch, tokens, heads, dim]")
+
+    def __init__(self, config: Small = Small(), layout: str = "") -> None:
+        self.config = config
+        self.kv = KVCache(config.heads, config.dim, layout=layout)
+
+    def forward(self, x: Value, positions: Value, cos: Value, sin: Value) -> Value:
+        kv = self.kv.append(x, x, positions)
+        y: Value = attention(x, kv.k, kv.v, positions)
+        return y
+
+
+class Unsized(Turned):
+    signature = Turned.signature.replace("rotary", "angles")
+
+
+class Doubled(Turned):
+    def __init__(self, config: Small = Small()) -> None:
+        super().__init__(config)
+        self.more = KVCache(config.heads, config.dim)
+
+
+@pytest.mark.parametrize(("layer", "message"), [
+    (Other(), "Other takes x and returns 1 values, wanted x, positions, cos, sin"),
+    (Unsized(), "the last axis of cos is angles, wanted a number"),
+    (Doubled(), "Doubled has 2 KV caches, wanted 1"),
+    (Turned(layout="bnsd"), "Turned keeps its cache as bnsd, wanted sbnd"),
+    (Turned(layout="sbnd:shift"), "Turned keeps its cache as sbnd:shift, wanted sbnd"),
+])
+def test_layers_that_are_refused(options: BuildOptions, layer: Layer, message: str) -> None:
+    with pytest.raises(GraphError, match=message):
+        AtbLayer(layer, options)

@@ -28,7 +28,7 @@ else:
     torch = LazyModule("torch")
 
 _NAMES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16", "f64": "float64",
-          "i32": "int32", "bool": "bool"}
+          "i32": "int32", "bool": "bool", "int8": "int8"}
 
 
 def torch_dtype(dtype: str) -> torch.dtype:

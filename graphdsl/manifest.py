@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from graphdsl.ir import Graph, Size, TensorType, Value, constant, terms
+from graphdsl.ir import Dim, Graph, Size, TensorType, Value, constant, scaled, terms
+from graphdsl.layout import BLOCKS
+from graphdsl.paging import PagedRead, paged_reads
 from graphdsl.plan import Plan, Port
 from graphdsl.recipes import recipe_json
 
@@ -35,25 +37,33 @@ def size_json(size: Size) -> Any:
 def type_json(kind: TensorType) -> Json:
     made: Json = {"dtype": kind.dtype, "shape": [size_json(s) for s in kind.shape]}
     if kind.layout:
-        made["layout"] = {"order": kind.layout.order, "policy": kind.layout.policy}
+        made["layout"] = {"order": kind.layout.order, "policy": kind.layout.policy,
+                          "block": kind.layout.block, "storage": kind.layout.storage}
     return made
 
 
 def manifest_of(plan: Plan, source: Graph, identity: Identity) -> Json:
-    """The manifest of `plan`, made from the user's graph `source`."""
+    """The manifest of `plan`, made from the user's graph `source`.
+
+    Shapes and dtypes of states are logical ones; their layout says what they are in memory. A dim
+    that `equals` something is no size of any tensor: it is computed from others.
+    """
     by_kind: dict[str, list[Port]] = {}
     for port in plan.ports:
         by_kind.setdefault(port.kind, []).append(port)
-    bounds = input_bounds(plan.graph)
+    bounds, pages = input_bounds(plan.graph), paged_reads(plan.graph)
+    bounds |= {read.table: [(-1, BLOCKS)] for read in pages}
     return {
         "format": FORMAT,
         "name": source.name,
         "backend": identity.backend,
         "dtype": identity.dtype,
         "features": list(identity.features),
-        "dims": [{"name": d.name, "lo": d.lo, "hi": d.hi} for d in plan.dims],
+        "dims": [_dim_json(d, pages) for d in plan.dims],
         "inputs": [_input_json(p.value, bounds) for p in by_kind.get("input", [])],
-        "state": [{"name": p.name, **type_json(p.value.type)} for p in by_kind.get("state", [])],
+        "state": [_input_json(p.value, bounds) for p in by_kind.get("state", [])],
+        "paged": [{"positions": None if read.positions is None else read.positions.name,
+                   "table": read.table.name, "block": read.block} for read in pages],
         "weights": [{"name": v.name, **type_json(v.type)} for v in source.params],
         "params": [_param_json(p, plan) for p in by_kind.get("param", [])],
         "outputs": [{"name": f"output{i}", **type_json(p.value.type)}
@@ -66,6 +76,14 @@ def _input_json(value: Value, bounds: Bounds) -> Json:
     made: Json = {"name": value.name, **type_json(value.type)}
     if value in bounds:
         made["ranges"] = [[size_json(low), size_json(high)] for low, high in bounds[value]]
+    return made
+
+
+def _dim_json(dim: Dim, pages: Sequence[PagedRead]) -> Json:
+    made: Json = {"name": dim.name, "lo": dim.lo, "hi": dim.hi}
+    for read in pages:
+        if read.slots == dim:
+            made["equals"] = size_json(scaled(read.table.shape[1], read.block))
     return made
 
 

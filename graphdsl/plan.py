@@ -128,7 +128,7 @@ def make_plan(graph: Graph, recipes: Mapping[str, Graph], lowering: Lowering,
     graph = separate_plain_uses(graph, lowering)
     planner = _Planner(lowering, order, packed_params(graph, lowering))
     _BodyPlanner(planner, graph, "run").plan()
-    found = sorted(planner.dims | {d for v in graph.leaves for s in v.shape for d in terms(s)},
+    found = sorted(planner.dims | {d for v in graph.leaves for s in _sizes(v) for d in terms(s)},
                    key=lambda d: d.name)
     ports = [Port(v, "input") for v in graph.inputs] + [Port(v, "state") for v in graph.state]
     ports += [Port(v, "param", v in planner.packed) for v in graph.params]
@@ -136,6 +136,12 @@ def make_plan(graph: Graph, recipes: Mapping[str, Graph], lowering: Lowering,
     return Plan(graph, recipes, tuple(ports), tuple(d for d in found if not d.source),
                 tuple(d for d in found if d.source), tuple(planner.buffers),
                 tuple(planner.bodies))
+
+
+def _sizes(value: Value) -> tuple[Size, ...]:
+    """The sizes that a leaf has, logically and in memory: a paged cache has blocks there."""
+    layout = value.type.layout
+    return (*value.shape, *layout.physical(value.shape)) if layout else value.shape
 
 
 @dataclass

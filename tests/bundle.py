@@ -15,8 +15,8 @@ from graphdsl.ir import Dim, Graph, Value, terms
 from graphdsl.passes.rewrite import clone
 from graphdsl.passes.samples import Samples, reference_outputs, samples, without_padding
 from graphdsl.reference import TOLERANCE, error_of, run
+from graphdsl.runtime.caches import Filled
 from graphdsl.runtime.operator import Operator
-from graphdsl.runtime.ports import physical
 
 T = TypeVar("T")
 
@@ -82,12 +82,13 @@ def with_prefix(index: int, tensors: Mapping[str, T]) -> dict[str, T]:
 
 def built_outputs(operator: Operator, graph: Graph, given: Samples) -> list[Tensor]:
     """Results, then new state in its logical shape, of a built graph."""
-    ports = operator.manifest["state"]
-    state = {v.name: physical(given.state[v.name], port)
-             for v, port in zip(graph.state, ports, strict=True)}
+    slots = given.dims.get("slots", 0)
+    filled = Filled.of(operator.manifest, given.inputs, given.dims.get("batch", 1), slots)
+    state = filled.state(given.state)
     found = operator.run(list(given.inputs.values()), operator.pack_weights(given.params),
-                         list(state.values()))
-    return [*found, *(physical(state[p["name"]], p, back=True) for p in ports)]
+                         [state[port.name] for port in operator.state])
+    caches = filled.caches(state, slots)
+    return [*found, *(caches[v.name] for v in graph.state)]
 
 
 Outcome = tuple[list[Tensor], list[Tensor], list[Tensor]]

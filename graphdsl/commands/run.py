@@ -33,7 +33,7 @@ def run(args: argparse.Namespace, session: Session) -> int:
         worst = error if not error <= worst else worst
         outside += count_outside(found, reference, tolerance)
         total += found.numel()
-    needed, least = trial.operator.workspace_bytes(trial.given.dims)
+    needed, least = trial.operator.workspace_bytes(trial.dims())
     say(f"workspace    {needed} bytes, lower bound {least}")
     say(f"max relative error {worst:.2g} (tolerance {tolerance:g}), {outside} of {total} elements "
         f"outside {tolerance:g} + {tolerance:g} * |ref|")

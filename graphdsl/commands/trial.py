@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from graphdsl.builder import BuildOptions, build_graph
@@ -12,8 +12,8 @@ from graphdsl.commands.session import Session
 from graphdsl.errors import GraphError
 from graphdsl.ir import Dim, Graph, terms
 from graphdsl.passes.samples import Samples, samples
+from graphdsl.runtime.caches import Filled
 from graphdsl.runtime.operator import Operator, State
-from graphdsl.runtime.ports import physical
 from graphdsl.source import Source
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ class Trial:
     options: BuildOptions
     operator: Operator
     given: Samples
+    filled: Filled
     state: State
 
     @property
@@ -42,9 +43,12 @@ class Trial:
 
     def logical_state(self) -> list[Tensor]:
         """The caches as [batch, slots, kv_heads, head_dim], in the graph's order."""
-        found = {port["name"]: physical(self.state[port["name"]], port, back=True)
-                 for port in self.operator.manifest["state"]}
+        found = self.filled.caches(self.state, self.given.dims.get("slots", 0))
         return [found[value.name] for value in self.source.graph.state]
+
+    def dims(self) -> dict[str, int]:
+        """The sizes of the operator's plan."""
+        return self.operator.check(self.inputs, [self.state[p.name] for p in self.operator.state])
 
 
 def make_trial(args: argparse.Namespace, session: Session, *, padded: bool) -> Trial:
@@ -57,12 +61,13 @@ def make_trial(args: argparse.Namespace, session: Session, *, padded: bool) -> T
     session.progress.begin("build")
     with source.importing():
         operator = Operator(build_graph(source.graph, options).path)
+        dims["slots"] = operator.whole_pages(dims["slots"])
         given = samples(source.graph, args.seed, dims, past=args.past, padded=padded)
     operator.bind(given.params)
-    state = {port["name"]: physical(given.state[port["name"]], port)
-             for port in operator.manifest["state"]}
+    filled = Filled.of(operator.manifest, given.inputs, dims["batch"], dims["slots"])
+    given = replace(given, state=filled.held(given.state))
     session.progress.clear()
-    return Trial(source, options, operator, given, state)
+    return Trial(source, options, operator, given, filled, filled.state(given.state, args.seed))
 
 
 def _check_bounds(graph: Graph, wanted: dict[str, int]) -> None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from graphdsl.errors import GraphError
 from graphdsl.lazy import torch
 from graphdsl.manifest import manifest_text
+from graphdsl.runtime.dims import settle
 from graphdsl.runtime.operator import Operator
 
 if TYPE_CHECKING:
@@ -107,6 +108,7 @@ def _fake(operator: Operator) -> Callable[..., Any]:
         dims: dict[str, Any] = {}
         for tensor, port in zip((*inputs, *state), ports, strict=True):
             port.bind(f"{operator.name}: {port.name}", tensor.shape, dims)
+        settle(operator.dims, dims)
         results = [inputs[0].new_empty(output.sizes(dims), dtype=output.dtype)
                    for output in operator.outputs]
         return results[0] if len(results) == 1 else tuple(results)

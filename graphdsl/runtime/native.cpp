@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <stdexcept>
@@ -69,23 +70,64 @@ class Library {
 
 void* pointer(std::uintptr_t address) { return reinterpret_cast<void*>(address); }
 
-// Numbers of input `port` that kernels index with: `count` of them, in [low, high).
+// Numbers of input or state `port` that kernels index with: `count` of them, in [low, high).
 struct Range {
   std::size_t port;
   std::int64_t count, low, high;
 };
 using RangeTuple = std::tuple<std::size_t, std::int64_t, std::int64_t, std::int64_t>;
 
+// A block table [sequences, pages] at port `table` that has to have a block for every slot up to
+// the last position of each sequence.  Positions lie in `rows` of `count`, one a sequence, or one
+// for all of them; where there are none (port -1) every page has to have a block.
+struct Pages {
+  std::int64_t positions, rows, count, table, sequences, pages, block;
+
+  bool covered(const std::vector<std::uintptr_t>& addresses) const {
+    const auto* blocks = numbers(addresses, table);
+    for (std::int64_t i = 0; i < sequences; ++i) {
+      const std::int64_t used = pages_in_use(addresses, rows == 1 ? 0 : i);
+      for (std::int64_t page = 0; page < used; ++page) {
+        if (blocks[i * pages + page] < 0) return false;
+      }
+    }
+    return true;
+  }
+
+ private:
+  static const std::int32_t* numbers(const std::vector<std::uintptr_t>& addresses,
+                                     std::int64_t port) {
+    return reinterpret_cast<const std::int32_t*>(addresses[static_cast<std::size_t>(port)]);
+  }
+  std::int64_t pages_in_use(const std::vector<std::uintptr_t>& addresses, std::int64_t row) const {
+    if (positions < 0) return pages;
+    const auto* first = numbers(addresses, positions) + row * count;
+    const std::int64_t last = *std::max_element(first, first + count);
+    return last < 0 ? 0 : std::min(last / block + 1, pages);
+  }
+};
+using PagesTuple = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t,
+                              std::int64_t, std::int64_t>;
+
 // The pointer table holds `given` inputs and states, then params, then results.
 class Plan {
  public:
   Plan(std::shared_ptr<Library> library, const std::vector<std::int64_t>& dims, int threads,
        std::uintptr_t workspace, std::size_t given, std::size_t params, std::size_t results,
-       const std::vector<RangeTuple>& ranges)
+       const std::vector<RangeTuple>& ranges, const std::vector<PagesTuple>& pages)
       : library_(std::move(library)), given_(given), params_(params), results_(results) {
     for (const auto& [port, count, low, high] : ranges) {
       if (port >= given) throw std::out_of_range("no such input in the plan");
       ranges_.push_back({port, count, low, high});
+    }
+    const auto is_port = [&](std::int64_t port) {
+      return port >= 0 && static_cast<std::size_t>(port) < given;
+    };
+    for (const auto& [positions, rows, count, table, sequences, per_sequence, block] : pages) {
+      if (!is_port(table) || (positions != -1 && !is_port(positions))) {
+        throw std::out_of_range("no such tensor in the plan");
+      }
+      pages_.push_back({positions, rows, count, table, sequences, per_sequence, block});
     }
     const std::vector<void*> table(given + params + results + 1);
     library_->check(
@@ -102,7 +144,7 @@ class Plan {
   }
 
   // Runs on these inputs, states and results; false, and nothing done, where an index is out of
-  // range. The caller's other threads go on meanwhile.
+  // range or a page is missing. The caller's other threads go on meanwhile.
   bool step(const std::vector<std::uintptr_t>& addresses) {
     if (addresses.size() != given_ + results_) {
       throw std::invalid_argument("another number of tensors");
@@ -113,6 +155,9 @@ class Plan {
       if (!in_range(range, reinterpret_cast<const std::int32_t*>(addresses[range.port]))) {
         return false;
       }
+    }
+    for (const Pages& pages : pages_) {
+      if (!pages.covered(addresses)) return false;
     }
     for (std::size_t i = 0; i < given_; ++i) rebind(i, addresses[i]);
     for (std::size_t i = given_; i < addresses.size(); ++i) rebind(params_ + i, addresses[i]);
@@ -134,6 +179,7 @@ class Plan {
   std::shared_ptr<Library> library_;
   std::size_t given_, params_, results_;
   std::vector<Range> ranges_;
+  std::vector<Pages> pages_;
   bool bound_ = false;
   gdsl_plan* plan_ = nullptr;
 };
@@ -161,7 +207,7 @@ PYBIND11_MODULE(_native, m) {
   py::class_<Plan>(m, "Plan")
       .def(py::init<std::shared_ptr<Library>, const std::vector<std::int64_t>&, int,
                     std::uintptr_t, std::size_t, std::size_t, std::size_t,
-                    const std::vector<RangeTuple>&>())
+                    const std::vector<RangeTuple>&, const std::vector<PagesTuple>&>())
       .def("bind", &Plan::bind)
       .def("step", &Plan::step);
 }

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 from graphdsl.errors import GraphError
 from graphdsl.lazy import torch
-from graphdsl.manifest import Json
+from graphdsl.runtime.dims import PlanDim, sources
 from graphdsl.runtime.folder import library_checksum, library_path, open_library, read_manifest
+from graphdsl.runtime.pages import PageCheck
 from graphdsl.runtime.ports import Port, listed
 from graphdsl.runtime.weights import Checked, WeightFormat
 
@@ -36,7 +37,8 @@ _PROCESS = os.getpid()
 """Where this module was loaded: in any other process OpenMP's threads were lost in a fork."""
 
 State = dict[str, "Tensor"]
-"""KV caches by name, in the physical axis order of the manifest; changed in place by a call."""
+"""KV caches by name, as the layouts of the manifest have them in memory, changed in place by a
+call, and for paged ones the block table, which is the caller's own."""
 
 
 @dataclass
@@ -71,12 +73,14 @@ class Operator:
         self.inputs = [Port.read(p) for p in self.manifest["inputs"]]
         self.state = [Port.read(p) for p in self.manifest["state"]]
         self.outputs = [Port.read(p) for p in self.manifest["outputs"]]
+        self.dims = [PlanDim.read(d) for d in self.manifest["dims"]]
+        self._given_names = [p.name for p in self.inputs + self.state]
         self._state_names = [p.name for p in self.state]
-        self._dims = [d["name"] for d in self.manifest["dims"]]
-        self._sources = _dim_sources(self._dims, self.inputs + self.state)
+        self.pages = [PageCheck.read(p, self._given_names) for p in self.manifest.get("paged", ())]
+        self._sources = sources(self.dims, self.inputs + self.state)
         self._format = WeightFormat(self.name, self.manifest, self._native)
         self._weights: tuple[list[Tensor], Checked] | None = None
-        self._given: Checked | None = None
+        self._packed: Checked | None = None
         self._plans = _ThreadPlans()
 
     def __repr__(self) -> str:
@@ -101,7 +105,7 @@ class Operator:
     def with_packed(self, weights: list[Tensor]) -> Operator:
         """As `with_weights`, with weights that `pack_weights` made; they are not copied."""
         twin = object.__new__(Operator)
-        vars(twin).update(vars(self), _weights=None, _given=None)
+        vars(twin).update(vars(self), _weights=None, _packed=None)
         return twin.bind_packed(weights)
 
     def bind_packed(self, weights: list[Tensor]) -> Operator:
@@ -127,13 +131,32 @@ class Operator:
         assert self._weights is not None
         return self._weights
 
+    @property
+    def block(self) -> int:
+        """The slots of a block of paged caches; 0 where there are none."""
+        return max((port.layout.block for port in self.state if port.layout), default=0)
+
+    def whole_pages(self, slots: int) -> int:
+        """The capacity of a state for at least so many slots: whole pages of paged caches."""
+        return -(-slots // self.block) * self.block if self.block else slots
+
     def new_state(self, batch: int, slots: int) -> State:
-        """Empty KV caches for `batch` sequences of up to `slots` tokens. Raises GraphError for
-        numbers that the layer does not take."""
-        dims = {"batch": batch, "slots": slots}
-        if self.state:
-            self._check_dims(dims, [d for d in self.manifest["dims"] if d["name"] in dims])
-        return {p.name: torch.zeros(p.sizes(dims), dtype=p.dtype) for p in self.state}
+        """Empty KV caches for `batch` sequences of up to `slots` tokens. Paged ones have a pool of
+        just the blocks that this takes, and a block table in which every sequence has its own.
+
+        Raises GraphError for numbers that the layer does not take.
+        """
+        wanted = {"batch": batch, "slots": slots}
+        for dim in self.dims if self.state else ():
+            if dim.name in wanted and not dim.lo <= wanted[dim.name] <= dim.hi:
+                raise GraphError(f"{self.name}: {dim.name} is {wanted[dim.name]}, wanted {dim.lo} "
+                                 f"to {dim.hi}")
+        pages = self.whole_pages(slots) // max(self.block, 1)
+        dims = {**wanted, "pages": pages, "blocks": batch * pages}
+        state = {p.name: torch.zeros(p.sizes(dims), dtype=p.dtype) for p in self.state}
+        for name in {self._given_names[check.table] for check in self.pages}:
+            state[name] = torch.arange(batch * pages, dtype=torch.int32).view(batch, pages)
+        return state
 
     def __call__(self, *inputs: Tensor, state: State | None = None) -> Any:
         """The results, one tensor or a tuple; `state` is changed in place.
@@ -160,10 +183,10 @@ class Operator:
             state: Sequence[Tensor]) -> list[Tensor]:
         """The results for tensors in the manifest's order; weights as `pack_weights` made them.
         Raises GraphError as a call does."""
-        given = self._given
-        if given is None or not given.same(weights):
-            given = self._given = self._format.check(weights)
-        return self._run(inputs, state, given)
+        packed = self._packed
+        if packed is None or not packed.same(weights):
+            packed = self._packed = self._format.check(weights)
+        return self._run(inputs, state, packed)
 
     def _run(self, inputs: Sequence[Tensor], state: Sequence[Tensor],
              weights: Checked) -> list[Tensor]:
@@ -213,21 +236,19 @@ class Operator:
         dims: dict[str, int] = {}
         for tensor, port in zip((*inputs, *state), self.inputs + self.state, strict=True):
             port.check(self.name, tensor, dims)
-        self._check_dims(dims, self.manifest["dims"])
+        for dim in self.dims:
+            dim.check(self.name, dims)
         return dims
-
-    def _check_dims(self, dims: dict[str, int], bounds: Sequence[Json]) -> None:
-        for dim in bounds:
-            name, found = dim["name"], dims.setdefault(dim["name"], dim["lo"])
-            if not dim["lo"] <= found <= dim["hi"]:
-                raise GraphError(f"{self.name}: {name} is {found}, wanted {dim['lo']} to "
-                                 f"{dim['hi']}")
 
     def _refuse_range(self, inputs: Sequence[Tensor], state: Sequence[Tensor]) -> None:
         """Says which index is out of range; native code found one and did nothing."""
-        dims = self.check(inputs, state)
-        for tensor, port in zip(inputs, self.inputs, strict=True):
+        dims, tensors = self.check(inputs, state), [*inputs, *state]
+        for check in self.pages:
+            check.check_length(self.name, self._given_names, tensors)
+        for tensor, port in zip(tensors, self.inputs + self.state, strict=True):
             port.check_range(self.name, tensor, dims)
+        for check in self.pages:
+            check.check_blocks(self.name, self._given_names, tensors)
         raise GraphError(f"{self.name}: an input was changed by another thread during the call")
 
     def _new_plan(self, inputs: Sequence[Tensor], state: Sequence[Tensor]) -> _Bound:
@@ -237,11 +258,12 @@ class Operator:
         shapes = [t.shape for t in (*inputs, *state)]
         key = self._key(shapes)
         workspace = self._workspace(dims, key[0])
-        ranges = [(i, inputs[i].numel(), int(low.value(dims)), int(high.value(dims)))
-                  for i, port in enumerate(self.inputs) for low, high in port.ranges]
-        plan = Plan(self._native, [dims[name] for name in self._dims], key[0],
+        ranges = [(i, shapes[i].numel(), int(low.value(dims)), int(high.value(dims)))
+                  for i, port in enumerate(self.inputs + self.state) for low, high in port.ranges]
+        plan = Plan(self._native, [dims[dim.name] for dim in self.dims], key[0],
                     -(-workspace.data_ptr() // 64) * 64, len(shapes),
-                    len(self.manifest["params"]), len(self.outputs), ranges)
+                    len(self.manifest["params"]), len(self.outputs), ranges,
+                    [check.sizes(shapes) for check in self.pages])
         bound = _Bound(plan, shapes, [p.dtype for p in (*self.inputs, *self.state)],
                        [(p.sizes(dims), p.dtype) for p in self.outputs])
         plans = self._plans.plans
@@ -253,7 +275,7 @@ class Operator:
     def workspace_bytes(self, dims: Mapping[str, int]) -> tuple[int, int]:
         """Bytes of workspace that a call of these dims needs on torch's threads, and the least
         that any placement of its buffers needs (the largest sum of those in use at once)."""
-        sizes = [dims[name] for name in self._dims]
+        sizes = [dims[dim.name] for dim in self.dims]
         threads = torch.get_num_threads()
         return (self._native.workspace_bytes(sizes, threads),
                 self._native.workspace_lower_bound(sizes, threads))
@@ -261,7 +283,7 @@ class Operator:
     def _workspace(self, dims: Mapping[str, int], threads: int) -> Tensor:
         """This thread's workspace, made larger where it has to be: plans on the old one go."""
         own = self._plans
-        size = self._native.workspace_bytes([dims[name] for name in self._dims], threads) + 64
+        size = self._native.workspace_bytes([dims[dim.name] for dim in self.dims], threads) + 64
         if own.workspace is None or own.workspace.numel() < size:
             own.plans.clear()
             own.workspace = None
@@ -272,23 +294,6 @@ class Operator:
                 raise GraphError(f"{self.name}: no memory for a workspace of {size} bytes "
                                  f"({what})", hint="give fewer tokens at a time") from None
         return own.workspace
-
-    def workspace(self, **dims: int) -> tuple[int, int]:
-        """Bytes of workspace for these dims, and the lower bound of any placement."""
-        sizes = [dims[name] for name in self._dims]
-        threads = torch.get_num_threads()
-        return (self._native.workspace_bytes(sizes, threads),
-                self._native.workspace_lower_bound(sizes, threads))
-
-
-def _dim_sources(dims: Sequence[str], ports: Sequence[Port]) -> list[tuple[int, int]]:
-    """The port and axis at which every dim can be read, where one simply has that size."""
-    found: dict[str, tuple[int, int]] = {}
-    for number, port in enumerate(ports):
-        for axis, extent in enumerate(port.shape):
-            if extent.dim:
-                found.setdefault(extent.dim, (number, axis))
-    return [found[name] for name in dims if name in found]
 
 
 def _reopened(path: Path, weights: list[Tensor] | None) -> Operator:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from graphdsl.errors import GraphError
-from graphdsl.ir import Layout
+from graphdsl.ir import ORDERS, Dim, Layout, Size, affine
 from graphdsl.lazy import torch, torch_dtype
-from graphdsl.manifest import Json
+from graphdsl.manifest import Json, size_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,6 +36,11 @@ class Extent:
         plain = len(self.terms) == 1 and self.terms[0][1] == 1 and self.const == 0
         return self.terms[0][0] if plain else None
 
+    @property
+    def size(self) -> Size:
+        """The same as a size of the IR."""
+        return affine({Dim(name): k for name, k in self.terms}, self.const)
+
     def value(self, dims: Mapping[str, Any]) -> Any:
         """The number it stands for; numbers may be symbolic ones of torch."""
         return sum((k * dims[name] for name, k in self.terms), self.const)
@@ -55,22 +60,28 @@ class Extent:
 
 @dataclass(frozen=True)
 class Port:
-    """One tensor: its sizes as they lie in memory, and the ranges in which its numbers lie."""
+    """One tensor: its dtype and its sizes as they lie in memory, the ranges in which its numbers
+    lie, and for a KV state its layout and its logical sizes [batch, slots, kv_heads, dim]."""
 
     name: str
     type: str
     shape: tuple[Extent, ...]
     ranges: tuple[tuple[Extent, Extent], ...] = ()
+    layout: Layout | None = None
+    logical: tuple[Extent, ...] = ()
 
     @staticmethod
     def read(port: Json) -> Port:
         """From an entry of the manifest."""
-        shape = [Extent.read(s) for s in port["shape"]]
+        logical, dtype = tuple(Extent.read(s) for s in port["shape"]), port["dtype"]
+        shape, layout = logical, None
         if "layout" in port:
-            shape = [shape[axis] for axis in Layout(port["layout"]["order"]).permutation]
+            layout = Layout(**port["layout"])
+            shape = in_memory(logical, layout)
+            dtype = "int8" if layout.storage == "int8" else dtype
         ranges = tuple((Extent.read(low), Extent.read(high))
                        for low, high in port.get("ranges", ()))
-        return Port(port["name"], port["dtype"], tuple(shape), ranges)
+        return Port(port["name"], dtype, shape, ranges, layout, logical)
 
     @cached_property
     def dtype(self) -> torch.dtype:
@@ -85,6 +96,7 @@ class Port:
 
     def bind(self, label: str, found: Sequence[Any], dims: dict[str, Any]) -> None:
         """Adds the dims that a shape settles. Raises GraphError for one that does not fit."""
+        before = dict(dims)
         if len(found) != len(self.shape):
             raise GraphError(f"{label} has {len(found)} dims {list(found)}, wanted {self}")
         for extent, size in zip(self.shape, found, strict=True):
@@ -92,7 +104,19 @@ class Port:
             wanted = extent.value(dims)
             if size != wanted:
                 raise GraphError(f"{label} is {list(found)}, wanted {self}: {extent} is {size}, "
-                                 f"but it has to be {wanted}")
+                                 f"but it has to be {wanted}", hint=self._other(found, before))
+
+    def _other(self, found: Sequence[Any], dims: Mapping[str, Any]) -> str:
+        """What a KV state of this shape would be instead; nothing where that is not known."""
+        if self.layout is None:
+            return ""
+        own, s = self.layout, self.layout.order.index("s")
+        if own.block and fits(in_memory(self.logical, replace(own, block=found[s])), found, dims):
+            return f"the pool has blocks of {found[s]} slots, the build has blocks of {own.block}"
+        for order in ORDERS:
+            if fits(in_memory(self.logical, replace(own, order=order)), found, dims):
+                return f"the shape is that of {order}, the build has {own}"
+        return ""
 
     def check(self, owner: str, tensor: Tensor, dims: dict[str, int]) -> None:
         """Raises GraphError for a tensor that native code must not see; adds to `dims`."""
@@ -106,8 +130,10 @@ class Port:
             raise GraphError(f"{label} is {tensor.layout}, wanted a dense tensor",
                              hint=f"{self.name}.to_dense()")
         if tensor.dtype != self.dtype:
-            raise GraphError(f"{label} is {tensor.dtype}, wanted {self.dtype}",
-                             hint=f"{self.name}.to({self.dtype})")
+            hint = f"{self.name}.to({self.dtype})"
+            if self.layout:
+                hint = f"operator.new_state(batch, slots) makes it: {self.layout} of {self}"
+            raise GraphError(f"{label} is {tensor.dtype}, wanted {self.dtype}", hint=hint)
         if tensor.requires_grad and torch.is_grad_enabled():
             raise GraphError(f"{label} requires grad, and a built operator has no backward",
                              hint="call it under torch.no_grad() or torch.inference_mode()")
@@ -136,12 +162,20 @@ def listed(names: Iterable[Any], most: int = 8) -> str:
     return (", ".join(map(str, items[:most])) + more) or "none"
 
 
-def physical(tensor: Tensor, port: Json, *, back: bool = False) -> Tensor:
-    """A state of logical shape [batch, slots, kv_heads, dim] as it lies in memory, or `back`."""
-    order = Layout(port["layout"]["order"]).permutation
-    if back:
-        order = tuple(order.index(axis) for axis in range(len(order)))
-    return tensor.permute(order).contiguous()
+def in_memory(logical: Sequence[Extent], layout: Layout) -> tuple[Extent, ...]:
+    """The sizes in memory of a KV state of these logical sizes."""
+    b, s, n, d = (extent.size for extent in logical)
+    return tuple(Extent.read(size_json(size)) for size in layout.physical((b, s, n, d)))
 
 
-__all__ = ["Extent", "Port", "listed", "physical"]
+def fits(shape: Sequence[Extent], found: Sequence[Any], dims: Mapping[str, Any]) -> bool:
+    """Whether a tensor may have these sizes, as far as the dims are known."""
+    settled = dict(dims)
+    for extent, size in zip(shape, found, strict=True):
+        extent.settle(size, settled)
+        if extent.value(settled) != size:
+            return False
+    return True
+
+
+__all__ = ["Extent", "Port", "fits", "in_memory", "listed"]

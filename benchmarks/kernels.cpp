@@ -19,12 +19,12 @@ template <class T>
 static void attend(int threads, const T* q, const T* k, const T* v, T* out, const i64* sizes,
                    char* scratch) {
   Attention<T> a = {};
-  a.q = q, a.k = k, a.v = v, a.out = out;
-  a.batch = 1, a.tokens = sizes[0], a.heads = sizes[1], a.kv_heads = sizes[2], a.slots = sizes[3],
-  a.dim = sizes[4];
+  a.q = q, a.out = out;
+  a.batch = 1, a.tokens = sizes[0], a.heads = sizes[1], a.kv_heads = sizes[2], a.dim = sizes[4];
   a.value_dim = a.dim, a.causal = true, a.scale = 1 / __builtin_sqrtf(float(a.dim));
   a.q_stride[1] = a.out_stride[1] = a.heads * a.dim, a.q_stride[2] = a.out_stride[2] = a.dim;
-  a.k_stride[1] = a.v_stride[1] = a.dim, a.k_stride[2] = a.v_stride[2] = a.slots * a.dim;
+  a.k = {k, {0, a.dim, sizes[3] * a.dim}, sizes[3], nullptr, 0, 0, false};
+  a.v = a.k, a.v.p = v;
   run_team(threads, [&](const Team& team) { attention(team, a, scratch); });
 }
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from graphdsl.expr import ZERO, Poly
-from graphdsl.ir import Affine, Dim, Node, Value
+from graphdsl.ir import Affine, Dim, Node, Size, Value
 from graphdsl.plan import Call
 from graphdsl.views import Ref
 
+from .caches import cache_text
 from .loops import CTYPES, Emitter, address, aligned_strides, pointer_text
 
 ROW = "sums"
@@ -69,35 +70,35 @@ def _pointer(name: str, ref: Ref, constant: bool) -> str:
 def _members(node: Node, inputs: Sequence[Ref]) -> list[str]:
     """The members of the struct but for what becomes of its rows."""
     attr = node.attr
-    given = dict(zip(node.op.present(len(node.inputs), attr), inputs, strict=True))
+    names = node.op.present(len(node.inputs), attr)
+    given = dict(zip(names, inputs, strict=True))
     q, k, v = given["q"], given["k"], given["v"]
     batch, tokens, heads, dim = q.shape
     scale = attr["scale"] if attr["scale"] is not None else float(dim) ** -0.5  # type: ignore[arg-type]
-    lines = [f"  Attention<{CTYPES[q.dtype]}> t{{}};"]
-
-    def put(name: str, value: object) -> None:
-        text = Poly.of(value) if isinstance(value, Dim | Affine) else value
-        lines.append(f"  t.{name} = {text};")
-
-    for name, ref in (("q", q), ("k", k), ("v", v)):
-        put(name, address(ref))
-        lines.extend(f"  t.{name}_stride[{i}] = {ref.strides[i]};" for i in range(3))
-    for name, size in (("batch", batch), ("tokens", tokens), ("heads", heads),
-                       ("kv_heads", k.shape[2]), ("slots", k.shape[1]), ("dim", dim),
-                       ("value_dim", v.shape[3])):
-        put(name, size)
+    kinds = ", ".join(CTYPES[ref.dtype] for ref in (q, k, v))
+    members: list[tuple[str, object]] = [
+        ("q", address(q)), *((f"q_stride[{i}]", q.strides[i]) for i in range(3)),
+        *((name, cache_text(value.type, given[name], given.get("table")))
+          for name, value in zip(names, node.inputs, strict=True) if name in ("k", "v")),
+        ("batch", batch), ("tokens", tokens), ("heads", heads), ("kv_heads", k.shape[2]),
+        ("dim", dim), ("value_dim", v.shape[3]),
+        ("causal", str(bool(attr["causal"])).lower()), ("window", attr["window"]),
+        ("scale", f"{float(scale)!r}f"), ("softcap", f"{float(attr['softcap'])!r}f")]
     if "positions" in given:
-        put("positions", address(given["positions"]))
-        put("position_stride", given["positions"].strides[0])
-    put("causal", str(bool(attr["causal"])).lower())
-    put("window", attr["window"])
-    put("scale", f"{float(scale)!r}f")
-    put("softcap", f"{float(attr['softcap'])!r}f")
+        positions = given["positions"]
+        members += [("positions", address(positions)), ("position_stride", positions.strides[0])]
     if "mask" in given:
-        mask = given["mask"]
-        put("mask", address(mask))
-        put("mask_kind", {"bool": 1, "f32": 2}.get(mask.dtype, 3))
-        strides = [ZERO] * (4 - len(mask.shape)) + [
-            ZERO if size == 1 else s for size, s in zip(mask.shape, mask.strides, strict=True)]
-        lines.extend(f"  t.mask_stride[{i}] = {s};" for i, s in enumerate(strides))
-    return lines
+        members += _mask_members(given["mask"], k.shape[1])
+    return [f"  Attention<{kinds}> t{{}};",
+            *(f"  t.{name} = {Poly.of(value) if isinstance(value, Dim | Affine) else value};"
+              for name, value in members)]
+
+
+def _mask_members(mask: Ref, slots: Size) -> list[tuple[str, object]]:
+    """Those of a mask, which speaks of all slots where its last axis is a literal 1."""
+    strides = [ZERO] * (4 - len(mask.shape)) + [
+        ZERO if size == 1 else s for size, s in zip(mask.shape, mask.strides, strict=True)]
+    keys = slots if not mask.shape or mask.shape[-1] == 1 else mask.shape[-1]
+    return [("mask", address(mask)),
+            ("mask_kind", {"bool": 1, "f32": 2}.get(mask.dtype, 3)), ("mask_keys", keys),
+            *((f"mask_stride[{i}]", s) for i, s in enumerate(strides))]

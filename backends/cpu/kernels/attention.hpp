@@ -1,4 +1,4 @@
-// Attention over a contiguous cache, for one new token and for whole prompts.
+// Attention over a KV cache of any layout, for one new token and for whole prompts.
 #pragma once
 #include "attention_decode.hpp"
 #include "attention_prefill.hpp"
@@ -16,7 +16,8 @@ inline i64 attention_scratch(i64 batch, i64 tokens, i64 heads, i64 kv_heads, i64
 
 // All threads call it; it passes barriers, and other calls may use the scratch only behind a
 // barrier.
-template <class T> void attention(const Team& team, const Attention<T>& a, char* scratch) {
+template <class T, class K, class V>
+void attention(const Team& team, const Attention<T, K, V>& a, char* scratch) {
   if (a.tokens * (a.heads / a.kv_heads) <= attending::few_queries)
     attending::few(team, a, scratch);
   else

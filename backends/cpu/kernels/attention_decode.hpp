@@ -29,13 +29,13 @@ GD_INLINE F sums_of(F (&v)[W]) {
   return v[0];
 }
 
-template <class E> GD_INLINE void prefetch_rows(const E* x, i64 stride, i64 rows, i64 dim) {
+template <class E> GD_INLINE void prefetch_rows(const E* const* row, i64 rows, i64 dim) {
   for (i64 i = 0; i < rows; ++i)
-    for (i64 d = 0; d < dim; d += 64 / i64(sizeof(E))) __builtin_prefetch(x + i * stride + d);
+    for (i64 d = 0; d < dim; d += 64 / i64(sizeof(E))) __builtin_prefetch(row[i] + d);
 }
 
 // W scores of one query.
-template <class E> GD_INLINE F dot_row(const float* q, const E* const (&row)[W], i64 dim) {
+template <class E> GD_INLINE F dot_row(const float* q, const E* const* row, i64 dim) {
   F acc[W] = {};
   for_lanes(dim, [&](i64 d, auto lanes) {
     const F x = load(q + d, lanes);
@@ -45,47 +45,57 @@ template <class E> GD_INLINE F dot_row(const float* q, const E* const (&row)[W],
   return sums_of(acc);
 }
 template <class E>
-GD_NOINLINE void dot_rows(const float* q, i64 q_stride, i64 rows, const E* const (&row)[W], i64 dim,
+GD_NOINLINE void dot_rows(const float* q, i64 q_stride, i64 rows, const E* const* row, i64 dim,
                           float* scores) {
   for (i64 r = 0; r < rows; ++r)
     store(scores + r * tile_keys, dot_row(q + r * q_stride, row, dim), Full{});
 }
 
-// scores[r][i] = q[r] . k[i], W keys for all queries while they are in L1; those that fill up the
-// last vector repeat the last key.  `unpacked` has room for W keys in f32.
-template <class T>
-GD_NOINLINE void dot_keys(const float* q, i64 q_stride, i64 rows, const T* k, i64 stride, i64 keys,
-                          i64 dim, float* unpacked, float* scores) {
-  for (i64 i = 0; i < keys; i += W) {
-    const T* row[W];
-    for (int l = 0; l < W; ++l) row[l] = k + least(i + l, keys - 1) * stride;
-    if (i + W < keys) prefetch_rows(k + (i + W) * stride, stride, least(W, keys - i - W), dim);
-    if (!same<T, bf16>::value || rows == 1) {
-      dot_rows(q, q_stride, rows, row, dim, scores + i);
-      continue;
-    }
-    const float* row_unpacked[W];
-    for (int l = 0; l < W; ++l) {
-      scale_row(row[l], 1, dim, unpacked + l * q_stride);
-      row_unpacked[l] = unpacked + l * q_stride;
-    }
-    dot_rows(q, q_stride, rows, row_unpacked, dim, scores + i);
+// scores[r][i] *= the scale of row i, for W rows.
+template <class E>
+GD_INLINE void scale_scores(const E* const* row, i64 dim, i64 rows, float* scores) {
+  if (same<E, int8_t>::value) {
+    const F scale = row_scales(row, dim);
+    for (i64 r = 0; r < rows; ++r, scores += tile_keys)
+      store(scores, load(scores, Full{}) * scale, Full{});
   }
 }
 
-// sums[q][d ..] += weights[q] v for Q queries and C vectors of dimensions.
-template <int Q, int C, class T, class L>
-GD_INLINE void add_values(const float* weights, const T* v, i64 stride, i64 keys, float* sums,
+// scores[r][i] = q[r] . k[i], W keys for all queries while they are in L1.  `unpacked` has room for
+// W keys in f32.
+template <class E>
+GD_NOINLINE void dot_keys(const float* q, i64 q_stride, i64 rows, const TileRows<E>& k, i64 keys,
+                          i64 dim, float* unpacked, float* scores) {
+  for (i64 i = 0; i < keys; i += W) {
+    const E* const* row = k.row + i;
+    if (i + W < keys) prefetch_rows(row + W, least(W, keys - i - W), dim);
+    if (same<E, float>::value || rows == 1) {
+      dot_rows(q, q_stride, rows, row, dim, scores + i);
+    } else {
+      const float* row_unpacked[W];
+      for (int l = 0; l < W; ++l) {
+        scale_row(row[l], 1, dim, unpacked + l * q_stride);
+        row_unpacked[l] = unpacked + l * q_stride;
+      }
+      dot_rows(q, q_stride, rows, row_unpacked, dim, scores + i);
+    }
+    scale_scores(row, dim, rows, scores + i);
+  }
+}
+
+// sums[q][d ..] += weights[q] v[d ..] for Q queries and C vectors of dimensions.
+template <int Q, int C, class E, class L>
+GD_INLINE void add_values(const float* weights, const E* const* v, i64 keys, i64 d, float* sums,
                           i64 sums_stride, L lanes) {
   F acc[Q][C];
 #pragma GCC unroll 4
   for (int q = 0; q < Q; ++q)
 #pragma GCC unroll 8
-    for (int c = 0; c < C; ++c) acc[q][c] = load(sums + q * sums_stride + c * W, Full{});
-  for (i64 i = 0; i < keys; ++i, v += stride)
+    for (int c = 0; c < C; ++c) acc[q][c] = load(sums + q * sums_stride + d + c * W, Full{});
+  for (i64 i = 0; i < keys; ++i)
 #pragma GCC unroll 8
     for (int c = 0; c < C; ++c) {
-      const F value = load(v + c * W, lanes);
+      const F value = load(v[i] + d + c * W, lanes);
 #pragma GCC unroll 4
       for (int q = 0; q < Q; ++q)
         acc[q][c] = fma(splat(weights[q * tile_keys + i]), value, acc[q][c]);
@@ -93,39 +103,39 @@ GD_INLINE void add_values(const float* weights, const T* v, i64 stride, i64 keys
 #pragma GCC unroll 4
   for (int q = 0; q < Q; ++q)
 #pragma GCC unroll 8
-    for (int c = 0; c < C; ++c) store(sums + q * sums_stride + c * W, acc[q][c], Full{});
+    for (int c = 0; c < C; ++c) store(sums + q * sums_stride + d + c * W, acc[q][c], Full{});
 }
-template <int Q, class T>
-GD_NOINLINE void add_all_values(const float* weights, const T* v, i64 stride, i64 keys, i64 dim,
+template <int Q, class E>
+GD_NOINLINE void add_all_values(const float* weights, const E* const* v, i64 keys, i64 dim,
                                 float* sums, i64 sums_stride) {
   constexpr int C = 8 / Q;
   i64 d = 0;
   for (; d + C * W <= dim; d += C * W)
-    add_values<Q, C>(weights, v + d, stride, keys, sums + d, sums_stride, Full{});
-  for (; d + W <= dim; d += W)
-    add_values<Q, 1>(weights, v + d, stride, keys, sums + d, sums_stride, Full{});
+    add_values<Q, C>(weights, v, keys, d, sums, sums_stride, Full{});
+  for (; d + W <= dim; d += W) add_values<Q, 1>(weights, v, keys, d, sums, sums_stride, Full{});
   if (d < dim)
-    add_values<Q, 1>(weights, v + d, stride, keys, sums + d, sums_stride, Tail{int(dim - d)});
+    add_values<Q, 1>(weights, v, keys, d, sums, sums_stride, Tail{int(dim - d)});
 }
-// A few keys for all queries while they are in L1.
-template <class T>
-GD_NOINLINE void add_tile(const float* weights, i64 rows, const T* v, i64 stride, i64 keys, i64 dim,
+// A few keys for all queries while they are in L1; their scales go into the weights.
+template <class E>
+GD_NOINLINE void add_tile(float* weights, i64 rows, const TileRows<E>& v, i64 keys, i64 dim,
                           float* sums, i64 sums_stride) {
   constexpr i64 step = 8;
   for (i64 i = 0; i < keys; i += step) {
     const i64 n = least(step, keys - i);
-    const T* from = v + i * stride;
-    if (i + step < keys)
-      prefetch_rows(from + step * stride, stride, least(step, keys - i - step), dim);
+    const E* const* from = v.row + i;
+    if (i + step < keys) prefetch_rows(from + step, least(step, keys - i - step), dim);
+    for (i64 j = i; j < i + n; j += W)
+      if (j % W == 0) scale_scores(v.row + j, dim, rows, weights + j);
     i64 r = 0;
     for (; r + 4 <= rows; r += 4)
-      add_all_values<4>(weights + r * tile_keys + i, from, stride, n, dim, sums + r * sums_stride,
+      add_all_values<4>(weights + r * tile_keys + i, from, n, dim, sums + r * sums_stride,
                         sums_stride);
     for (; r + 2 <= rows; r += 2)
-      add_all_values<2>(weights + r * tile_keys + i, from, stride, n, dim, sums + r * sums_stride,
+      add_all_values<2>(weights + r * tile_keys + i, from, n, dim, sums + r * sums_stride,
                         sums_stride);
     if (r < rows)
-      add_all_values<1>(weights + r * tile_keys + i, from, stride, n, dim, sums + r * sums_stride,
+      add_all_values<1>(weights + r * tile_keys + i, from, n, dim, sums + r * sums_stride,
                         sums_stride);
   }
 }
@@ -157,45 +167,44 @@ GD_INLINE void set_running(float* row, Running run) {
 }
 
 // One tile of keys for all queries of a group.
-template <class T>
-GD_NOINLINE void few_tile(const Attention<T>& a, i64 b, i64 g, i64 key, i64 keys,
+template <class A>
+GD_NOINLINE void few_tile(const A& a, const Sequence& of, i64 g, i64 key, i64 keys,
                           const FewScratch& s, float* sums) {
   const i64 group = a.heads / a.kv_heads;
-  const T* k = a.k + b * a.k_stride[0] + key * a.k_stride[1] + g * a.k_stride[2];
-  const T* v = a.v + b * a.v_stride[0] + key * a.v_stride[1] + g * a.v_stride[2];
-  dot_keys(s.q, s.q_stride, s.rows, k, a.k_stride[1], keys, a.dim, s.unpacked, s.scores);
+  const TileRows k(a.k, of, g, key, keys);
+  dot_keys(s.q, s.q_stride, s.rows, k, keys, a.dim, s.unpacked, s.scores);
   for (i64 r = 0; r < s.rows; ++r) {
     const i64 t = r / group;
     float* row = sums + r * s.sums_stride;
-    Range see = seen(a, b, t);
+    Range see = seen(a, of, t);
     see.end = least(see.end, key + keys);
     Running run = get_running(row);
-    const float shrink = soften(a, b, g * group + r % group, t, s.scores + r * tile_keys, key,
+    const float shrink = soften(a, of, g * group + r % group, t, s.scores + r * tile_keys, key,
                                 round_up(keys, W), see, run);
     set_running(row, run);
     shrink_row(row + 16, s.sums_stride - 16, shrink);
   }
-  add_tile(s.scores, s.rows, v, a.v_stride[1], keys, a.value_dim, sums + 16, s.sums_stride);
+  const TileRows v(a.v, of, g, key, keys);
+  add_tile(s.scores, s.rows, v, keys, a.value_dim, sums + 16, s.sums_stride);
 }
 
-template <class T>
-GD_NOINLINE void few_stretch(const Attention<T>& a, i64 b, i64 g, Range keys, const FewScratch& s,
-                             float* sums) {
+template <class A>
+GD_NOINLINE void few_stretch(const A& a, const Sequence& of, i64 g, Range keys,
+                             const FewScratch& s, float* sums) {
   const i64 group = a.heads / a.kv_heads;
   for (i64 r = 0; r < s.rows; ++r) {
     const i64 t = r / group, h = g * group + r % group;
-    scale_row(a.q + b * a.q_stride[0] + t * a.q_stride[1] + h * a.q_stride[2], a.scale, a.dim,
+    scale_row(a.q + of.b * a.q_stride[0] + t * a.q_stride[1] + h * a.q_stride[2], a.scale, a.dim,
               s.q + r * s.q_stride);
     __builtin_memset(sums + r * s.sums_stride, 0, size_t(s.sums_stride) * 4);
     set_running(sums + r * s.sums_stride, {nothing, 0});
   }
   for (i64 key = keys.begin; key < keys.end; key += tile_keys)
-    few_tile(a, b, g, key, least(tile_keys, keys.end - key), s, sums);
+    few_tile(a, of, g, key, least(tile_keys, keys.end - key), s, sums);
 }
 
-template <class T>
-GD_NOINLINE void few_finish(const Attention<T>& a, i64 b, i64 g, const FewScratch& s,
-                            float* sums) {
+template <class A>
+GD_NOINLINE void few_finish(const A& a, i64 b, i64 g, const FewScratch& s, float* sums) {
   const i64 group = a.heads / a.kv_heads;
   for (i64 r = 0; r < s.rows; ++r) {
     float* row = sums + r * s.sums_stride;
@@ -219,17 +228,18 @@ GD_NOINLINE inline void few_merge(float* to, const float* from, i64 rows, i64 st
 // The keys of one group of heads: their slots, and where they lie among the keys of all groups one
 // after the other.
 struct Group {
-  i64 b, g;
+  Sequence s;
+  i64 g;
   Range slots, keys;
   bool empty() const { return keys.begin == keys.end; }
   bool inside(Range share) const { return share.begin <= keys.begin && keys.end <= share.end; }
 };
-template <class T> inline Group group_after(const Attention<T>& a, i64 i, i64 start) {
-  const i64 b = i / a.kv_heads;
-  const Range slots = seen_by_any(a, b, 0, a.tokens);
-  return {b, i % a.kv_heads, slots, {start, start + slots.end - slots.begin}};
+template <class A> inline Group group_after(const A& a, i64 i, i64 start) {
+  const Sequence s = sequence(a, i / a.kv_heads);
+  const Range slots = seen_by_any(a, s, 0, a.tokens);
+  return {s, i % a.kv_heads, slots, {start, start + slots.end - slots.begin}};
 }
-template <class T> inline i64 all_keys(const Attention<T>& a) {
+template <class A> inline i64 all_keys(const A& a) {
   i64 total = 0;
   for (i64 i = 0; i < a.batch * a.kv_heads; ++i) total = group_after(a, i, total).keys.end;
   return total;
@@ -241,9 +251,8 @@ GD_INLINE Range few_share(i64 total, int thread, int threads) {
 
 // This thread's keys: a group that lies inside its share is finished, of others the sums are left
 // for the merge.
-template <class T>
-GD_NOINLINE void few_compute(const Team& team, const Attention<T>& a, Range mine,
-                             const FewScratch& own) {
+template <class A>
+GD_NOINLINE void few_compute(const Team& team, const A& a, Range mine, const FewScratch& own) {
   i64 start = 0;
   for (i64 i = 0; i < a.batch * a.kv_heads; ++i) {
     const Group x = group_after(a, i, start);
@@ -253,16 +262,16 @@ GD_NOINLINE void few_compute(const Team& team, const Attention<T>& a, Range mine
     const bool whole = x.empty() || x.inside(mine);
     float* sums = own.partial(whole ? -1 : x.keys.begin < mine.begin ? 0 : 1);
     const i64 shift = x.slots.begin - x.keys.begin;
-    few_stretch(a, x.b, x.g, x.empty() ? Range{0, 0} : Range{begin + shift, end + shift}, own,
+    few_stretch(a, x.s, x.g, x.empty() ? Range{0, 0} : Range{begin + shift, end + shift}, own,
                 sums);
-    if (whole) few_finish(a, x.b, x.g, own, sums);
+    if (whole) few_finish(a, x.s.b, x.g, own, sums);
   }
 }
 
 // A group that was cut is merged by the thread that has its first key.
-template <class T>
-GD_NOINLINE void few_merge_cut(const Team& team, const Attention<T>& a, i64 total,
-                               const FewScratch& own, char* scratch) {
+template <class A>
+GD_NOINLINE void few_merge_cut(const Team& team, const A& a, i64 total, const FewScratch& own,
+                               char* scratch) {
   const Range mine = few_share(total, team.id, team.count);
   i64 start = 0;
   for (i64 i = 0; i < a.batch * a.kv_heads; ++i) {
@@ -276,11 +285,11 @@ GD_NOINLINE void few_merge_cut(const Team& team, const Attention<T>& a, i64 tota
       few_merge(own.partial(1), FewScratch(scratch, t, own.rows, a.dim, a.value_dim).partial(0),
                 own.rows, own.sums_stride);
     }
-    few_finish(a, x.b, x.g, own, own.partial(1));
+    few_finish(a, x.s.b, x.g, own, own.partial(1));
   }
 }
 
-template <class T> GD_NOINLINE void few(const Team& team, const Attention<T>& a, char* scratch) {
+template <class A> GD_NOINLINE void few(const Team& team, const A& a, char* scratch) {
   const FewScratch own(scratch, team.id, a.tokens * (a.heads / a.kv_heads), a.dim, a.value_dim);
   const i64 total = all_keys(a);
   few_compute(team, a, few_share(total, team.id, team.count), own);

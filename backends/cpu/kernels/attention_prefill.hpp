@@ -28,30 +28,36 @@ template <int S> GD_INLINE void transpose_level(F (&v)[W]) {
 
 // keys x dim as panels [tile_keys / NB][dim][NB]; the keys that fill up a vector repeat the last
 // one.
-template <class T>
-GD_NOINLINE void pack_keys(const T* k, i64 stride, i64 keys, i64 dim, float* to) {
+template <class E>
+GD_NOINLINE void pack_keys(const TileRows<E>& k, i64 keys, i64 dim, float* to) {
   for (i64 i = 0; i < keys; i += W) {
     float* panel = to + i / NB * dim * NB + i % NB;
-    const T* row[W];
-    for (int l = 0; l < W; ++l) row[l] = k + least(i + l, keys - 1) * stride;
+    const E* row[W];
+    for (int l = 0; l < W; ++l) row[l] = k.row[i + l];
+    const F scale = row_scales(row, dim);
     for_lanes(dim, [&](i64 d, auto lanes) {
       F v[W];
 #pragma GCC unroll 16
       for (int l = 0; l < W; ++l) v[l] = load(row[l] + d, lanes);
       transpose_level<W / 2>(v);
-      for (int l = 0; l < lane_count(lanes); ++l) store(panel + (d + l) * NB, v[l], Full{});
+      for (int l = 0; l < lane_count(lanes); ++l)
+        store(panel + (d + l) * NB, scaled<E>(v[l], scale), Full{});
     });
   }
 }
 
 // keys x dim as panels [ceil(dim / NB)][tile_keys][NB]; columns beyond dim keep the zeros they
 // start with.
-template <class T>
-GD_NOINLINE void pack_values(const T* v, i64 stride, i64 keys, i64 dim, float* to) {
-  for (i64 i = 0; i < keys; ++i, v += stride)
+template <class E>
+GD_NOINLINE void pack_values(const TileRows<E>& v, i64 keys, i64 dim, float* to) {
+  for (i64 i = 0; i < keys; ++i) {
+    const E* row = v.row[i];
+    const F scale = splat(row_scale(row, dim));
     for_lanes(dim, [&](i64 d, auto lanes) {
-      store(to + (d / NB * tile_keys + i) * NB + d % NB, load(v + d, lanes), lanes);
+      store(to + (d / NB * tile_keys + i) * NB + d % NB, scaled<E>(load(row + d, lanes), scale),
+            lanes);
     });
+  }
 }
 
 struct ManyScratch {
@@ -79,17 +85,18 @@ struct ManyScratch {
 
 // The queries of one job: tokens [begin, end) and all heads of group g, in rows token by token.
 struct Job {
-  i64 b, g, group, begin, end;
+  Sequence s;
+  i64 g, group, begin, end;
   i64 rows() const { return (end - begin) * group; }
   i64 token(i64 row) const { return begin + row / group; }
   i64 head(i64 row) const { return g * group + row % group; }
 };
 
-template <class T>
-GD_NOINLINE void strip(const Attention<T>& a, const Job& job, i64 row, i64 key, i64 keys,
+template <class A>
+GD_NOINLINE void strip(const A& a, const Job& job, i64 row, i64 key, i64 keys,
                        const ManyScratch& s) {
   const int n = int(least(R, job.rows() - row));
-  const Range see = seen_by_any(a, job.b, job.token(row), job.token(row + n - 1) + 1);
+  const Range see = seen_by_any(a, job.s, job.token(row), job.token(row + n - 1) + 1);
   const i64 needed = least(keys, see.end - key);
   if (needed <= 0 || see.begin >= key + keys) return;
   const char *q[R], *p[R];
@@ -101,11 +108,11 @@ GD_NOINLINE void strip(const Attention<T>& a, const Job& job, i64 row, i64 key, 
     tile_rows<F32Words>(q, n, reinterpret_cast<const char*>(s.keys + at * a.dim), a.dim,
                         s.scores + at, tile_keys, false);
   for (int i = 0; i < n; ++i) {
-    Range one = seen(a, job.b, job.token(row + i));
+    Range one = seen(a, job.s, job.token(row + i));
     one.end = least(one.end, key + keys);
     float* sums = s.sums + (row + i) * s.sums_stride;
     const float shrink =
-        soften(a, job.b, job.head(row + i), job.token(row + i), s.scores + i * tile_keys, key,
+        soften(a, job.s, job.head(row + i), job.token(row + i), s.scores + i * tile_keys, key,
                round_up(needed, W), one, s.running[row + i]);
     shrink_row(sums, s.sums_stride, shrink);
   }
@@ -114,33 +121,31 @@ GD_NOINLINE void strip(const Attention<T>& a, const Job& job, i64 row, i64 key, 
                         s.sums + row * s.sums_stride + d, s.sums_stride, true);
 }
 
-template <class T>
-GD_NOINLINE void many_job(const Attention<T>& a, const Job& job, const ManyScratch& s) {
+template <class A>
+GD_NOINLINE void many_job(const A& a, const Job& job, const ManyScratch& s) {
   const i64 rows = job.rows();
   for (i64 r = 0; r < rows; ++r) {
     s.running[r] = {nothing, 0};
     scale_row(
-        a.q + job.b * a.q_stride[0] + job.token(r) * a.q_stride[1] + job.head(r) * a.q_stride[2],
+        a.q + job.s.b * a.q_stride[0] + job.token(r) * a.q_stride[1] + job.head(r) * a.q_stride[2],
         a.scale, a.dim, s.q + r * a.dim);
   }
   __builtin_memset(s.sums, 0, size_t(rows * s.sums_stride) * 4);
   __builtin_memset(s.values, 0, size_t(tile_keys * s.sums_stride) * 4);
-  const Range see = seen_by_any(a, job.b, job.begin, job.end);
+  const Range see = seen_by_any(a, job.s, job.begin, job.end);
   for (i64 key = see.begin; key < see.end; key += tile_keys) {
     const i64 keys = least(tile_keys, see.end - key);
-    pack_keys(a.k + job.b * a.k_stride[0] + key * a.k_stride[1] + job.g * a.k_stride[2],
-              a.k_stride[1], keys, a.dim, s.keys);
-    pack_values(a.v + job.b * a.v_stride[0] + key * a.v_stride[1] + job.g * a.v_stride[2],
-                a.v_stride[1], keys, a.value_dim, s.values);
+    pack_keys(TileRows(a.k, job.s, job.g, key, keys), keys, a.dim, s.keys);
+    pack_values(TileRows(a.v, job.s, job.g, key, keys), keys, a.value_dim, s.values);
     for (i64 row = 0; row < rows; row += R) strip(a, job, row, key, keys, s);
   }
   for (i64 r = 0; r < rows; ++r)
-    finish_row(a, job.b, job.token(r), job.head(r), s.sums + r * s.sums_stride,
+    finish_row(a, job.s.b, job.token(r), job.head(r), s.sums + r * s.sums_stride,
                s.running[r].total);
 }
 
 // Jobs are handed out one by one, the last tokens, which see the most, first.
-template <class T> GD_NOINLINE void many(const Team& team, const Attention<T>& a, char* scratch) {
+template <class A> GD_NOINLINE void many(const Team& team, const A& a, char* scratch) {
   const i64 group = a.heads / a.kv_heads, block = block_tokens(group),
             groups = a.batch * a.kv_heads;
   const i64 blocks = (a.tokens + block - 1) / block;
@@ -150,8 +155,8 @@ template <class T> GD_NOINLINE void many(const Team& team, const Attention<T>& a
   team.barrier();
   for (i64 i = team.take_ticket(); i < blocks * groups; i = team.take_ticket()) {
     const i64 begin = (blocks - 1 - i / groups) * block, at = i % groups;
-    many_job(a, Job{at / a.kv_heads, at % a.kv_heads, group, begin, least(begin + block, a.tokens)},
-             own);
+    const Sequence s = sequence(a, at / a.kv_heads);
+    many_job(a, Job{s, at % a.kv_heads, group, begin, least(begin + block, a.tokens)}, own);
   }
 }
 

@@ -30,6 +30,44 @@ template <class E> struct Cache {
     }
     return p + b * stride[0] + (origin + slot) * stride[1] + head * stride[2];
   }
+  // Where rows [slot, slot + n) of a head begin, with one look at the table for a block.  A page
+  // without a block is one that nobody sees: any other does for it.
+  GD_NOINLINE void rows(i64 b, i64 slot, i64 n, i64 head, i64 origin, E** to) const {
+    E* const heads = p + head * stride[2];
+    if (block == 0) {
+      fill(heads + b * stride[0] + (origin + slot) * stride[1], n, to);
+      return;
+    }
+    const int32_t* page = table + b * table_stride + slot / block;
+    for (i64 in = slot % block; n > 0; in = 0, ++page) {
+      const i64 run = least(n, block - in);
+      fill(heads + most(0, *page) * stride[0] + in * stride[1], run, to);
+      to += run, n -= run;
+    }
+  }
+
+ private:
+  GD_INLINE void fill(E* row, i64 n, E** to) const {
+    for (i64 i = 0; i < n; ++i, row += stride[1]) to[i] = row;
+  }
 };
+
+// What the `dim` numbers of a row are multiplied with.
+template <class E> GD_INLINE float row_scale(const E*, i64) { return 1; }
+GD_INLINE float row_scale(const int8_t* row, i64 dim) {
+  float scale;
+  __builtin_memcpy(&scale, row + dim, sizeof(scale));
+  return scale;
+}
+// The same of W rows.
+template <class E> GD_INLINE F row_scales(const E* const* row, i64 dim) {
+  F scale;
+  for (int l = 0; l < W; ++l) scale[l] = row_scale(row[l], dim);
+  return scale;
+}
+// x times the scale of its row, which only rows of int8 have.
+template <class E> GD_INLINE F scaled(F x, F scale) {
+  return same<E, int8_t>::value ? x * scale : x;
+}
 
 }  // namespace gd

@@ -73,6 +73,19 @@ template <class L> GD_INLINE I load(const int32_t* p, L l) { return load_raw<I>(
 template <class L> GD_INLINE F load(const bf16* p, L l) {
   return from_bf16_bits(load_raw<H>(p, l));
 }
+// GCC widens bytes one by one where it is left to it.
+template <class L> GD_INLINE F load(const int8_t* p, L l) {
+#if defined(GD_AVX512)
+  return to_f((I)__builtin_ia32_pmovsxbd512_mask(load_raw<Chars>(p, l), I{}, 0xffff));
+#elif defined(GD_AVX2)
+  using Half = long long __attribute__((vector_size(16)));
+  using Chars = char __attribute__((vector_size(16)));
+  const Half bytes = {load_raw<long long>(p, l), 0};
+  return to_f((I)__builtin_ia32_pmovsxbd256((Chars)bytes));
+#else
+  return to_f(__builtin_convertvector(load_raw<SB>(p, l), I));
+#endif
+}
 // A bool loads as a mask of 0 or -1.
 template <class L> GD_INLINE I load(const uint8_t* p, L l) {
   return __builtin_convertvector(load_raw<B>(p, l), I) != splat_i(0);

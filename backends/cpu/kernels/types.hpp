@@ -40,6 +40,7 @@ using U = uint32_t __attribute__((vector_size(4 * W)));
 using D = double __attribute__((vector_size(8 * W)));
 using H = uint16_t __attribute__((vector_size(2 * W)));
 using B = uint8_t __attribute__((vector_size(W)));
+using SB = int8_t __attribute__((vector_size(W)));
 
 struct Full {};
 struct Tail {

@@ -7,17 +7,20 @@ from typing import ClassVar
 
 import pytest
 import torch
+from bundle import bundle
 from torch import Tensor
 
 from graphdsl.borders.masks import with_mask
+from graphdsl.builder import BuildOptions, build_graph
 from graphdsl.errors import GraphError
-from graphdsl.ir import Dim, Graph, Value
+from graphdsl.ir import Dim, Graph, Layout, Value
 from graphdsl.layer import KVCache, Layer, trace
 from graphdsl.models import llama
 from graphdsl.ops import attention
 from graphdsl.passes.verify import problem_of
 from graphdsl.printer import text
 from graphdsl.reference import run
+from graphdsl.runtime.operator import Operator
 
 SMALL = llama.Config(vocab=32, hidden=16, layers=2, heads=4, kv_heads=2, head_dim=4, ffn=24)
 BATCH, TOKENS, SLOTS = 2, 3, 8
@@ -245,3 +248,22 @@ def test_refusals(layer: Layer, kind: str, message: str) -> None:
 def test_the_keys_are_a_dim_of_their_own() -> None:
     mask = with_mask(trace(Attend()), "f32").inputs[-1]
     assert mask.shape[-1] == Dim("keys")
+
+
+def test_masks_on_the_cpu(options: BuildOptions) -> None:
+    graphs = [with_mask(trace(Attend()), kind) for kind in ("bool", "f32")]
+    whole = bundle(graphs)
+    operator = Operator(build_graph(whole, options).path)
+    for past, width in ((0, TOKENS), (2, TOKENS + 2), (2, SLOTS), (2, SLOTS + 3)):
+        case = Case.drawn(past)
+        seen = padded(past + TOKENS)
+        bias = torch.randn(seen.shape)
+        masks = [widened(seen, width), widened(bias.masked_fill(~seen, -torch.inf), width)]
+        inputs = [t for mask in masks for t in (*case.inputs.values(), mask)]
+        order = Layout(operator.manifest["state"][0]["layout"]["order"]).permutation
+        state = {f"g{i}.{name}": t.permute(order).contiguous()
+                 for i in range(2) for name, t in case.state.items()}
+        found = operator(*inputs, state=state)
+        expected = [case.expected(seen), case.expected(seen, bias)]
+        for ours, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(ours, other)

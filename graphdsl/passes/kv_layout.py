@@ -151,17 +151,21 @@ def _with_types(graph: Graph, types: Sequence[TensorType]) -> tuple[Graph, list[
     leaves = typed(graph.leaves, types)
     found = next((v for v in leaves if v.name == TABLE), None)
     sizes = [v.shape[0] for v in leaves if v.type.layout and v.type.layout.policy == "paged"]
-    table = found if found in graph.state or not sizes else _new_table(sizes)
+    table = _new_table(sizes) if sizes else None
+    if found is not None and table is not None and (found.kind, found.type) == (
+            table.kind, table.type):
+        table = found
     change = CacheTypes()
     outputs = list(change.outputs(graph, leaves, table))
     for i, value in enumerate(graph.results):
         if outputs[i].type.layout:
             outputs[i] = change.plain(outputs[i], value.loc, "result", table)
     new = with_leaves(graph, leaves, tuple(outputs))
-    if table is not None and table is not found and table in new.users:
+    if table is not None and table not in new.state and table in new.users:
         if found is not None:
-            raise GraphError(f"{graph.name} has a {found.kind or 'input'} {TABLE}, which is what "
-                             "the block table of paged caches is called", hint="rename it")
+            raise GraphError(f"{graph.name} has a leaf of its own, the {found.kind or 'input'} "
+                             f"{TABLE}, which is what the block table of paged caches is called",
+                             hint="rename it")
         new = replace(new, state=(*new.state, table), outputs=(*new.outputs, table))
     unchanged = all(a is b for a, b in zip((*graph.leaves, *graph.outputs),
                                            (*new.leaves, *new.outputs), strict=False))

@@ -53,10 +53,11 @@ class Layout:
         order, *parts = text.split(":")
         storage = parts.pop() if parts and parts[-1] in STORAGES else ""
         policy, _, block = (parts.pop() if parts else "contiguous").partition("/")
-        known = order in ORDERS and policy in POLICIES and not parts
-        if not known or (policy == "paged") != (block.isdecimal() and int(block) > 0):
-            raise ValueError(text)
-        return Layout(order, policy, int(block or 0), storage)
+        layout = Layout(order, policy, int(block) if block.isdecimal() else 0, storage)
+        known = order in ORDERS and policy in POLICIES and (policy == "paged") == (layout.block > 0)
+        if not known or str(layout) != text:
+            raise ValueError(f"no layout {text!r}")
+        return layout
 
     @property
     def permutation(self) -> tuple[int, ...]:

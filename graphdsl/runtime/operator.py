@@ -153,10 +153,10 @@ class Operator:
                                  f"to {dim.hi}")
         pages = self.whole_pages(slots) // max(self.block, 1)
         dims = {**wanted, "pages": pages, "blocks": batch * pages}
-        state = {p.name: torch.zeros(p.sizes(dims), dtype=p.dtype) for p in self.state}
-        for name in {self._given_names[check.table] for check in self.pages}:
-            state[name] = torch.arange(batch * pages, dtype=torch.int32).view(batch, pages)
-        return state
+        tables = {self._given_names[check.table] for check in self.pages}
+        own = torch.arange(batch * pages, dtype=torch.int32).view(batch, pages)
+        return {p.name: own.clone() if p.name in tables
+                else torch.zeros(p.sizes(dims), dtype=p.dtype) for p in self.state}
 
     def __call__(self, *inputs: Tensor, state: State | None = None) -> Any:
         """The results, one tensor or a tuple; `state` is changed in place.

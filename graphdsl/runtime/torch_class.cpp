@@ -7,6 +7,7 @@
 #include <torch/custom_class.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <list>
 #include <map>
@@ -17,111 +18,14 @@
 #include <vector>
 
 #include "abi.h"
+#include "torch_facts.hpp"
 
 namespace graphdsl {
 namespace {
 
-using Dims = std::vector<std::int64_t>;
-constexpr std::int64_t unknown = -1;
 constexpr std::size_t most_plans = 8;
 // Where this was loaded: in any other process OpenMP's threads were lost in a fork.
 const pid_t process = getpid();
-
-// A constant and a multiple of some dims.
-struct Extent {
-  std::vector<std::pair<std::size_t, std::int64_t>> terms;
-  std::int64_t constant = 0;
-
-  std::int64_t value(const Dims& dims) const {
-    std::int64_t total = constant;
-    for (const auto& [dim, factor] : terms) total += factor * dims[dim];
-    return total;
-  }
-  // Settles the one dim that is not known yet.
-  void settle(std::int64_t size, Dims& dims) const {
-    std::size_t open = 0, which = 0;
-    std::int64_t rest = constant, by = 1;
-    for (const auto& [dim, factor] : terms) {
-      if (dims[dim] != unknown) {
-        rest += factor * dims[dim];
-      } else {
-        ++open;
-        which = dim;
-        by = factor;
-      }
-    }
-    if (open == 1) dims[which] = (size - rest) / by;
-  }
-};
-
-struct Port {
-  std::string name, wanted;
-  at::ScalarType type = at::kFloat;
-  std::vector<Extent> shape;
-  std::vector<std::pair<Extent, Extent>> ranges;
-
-  std::vector<std::int64_t> sizes(const Dims& dims) const {
-    std::vector<std::int64_t> found;
-    for (const Extent& extent : shape) found.push_back(extent.value(dims));
-    return found;
-  }
-};
-
-struct Bound {
-  std::string name;
-  std::int64_t low, high;
-};
-
-// The numbers and texts in which Python hands over a manifest, read front to back.
-class Reader {
- public:
-  Reader(const std::vector<std::int64_t>& numbers, const std::vector<std::string>& texts)
-      : numbers_(numbers), texts_(texts) {}
-  std::int64_t number() { return numbers_.at(number_++); }
-  std::string text() { return texts_.at(text_++); }
-  Extent extent() {
-    Extent made;
-    for (auto left = number(); left > 0; --left) {
-      const auto dim = static_cast<std::size_t>(number());
-      made.terms.emplace_back(dim, number());
-    }
-    made.constant = number();
-    return made;
-  }
-  Port port() {
-    static const std::map<std::string, at::ScalarType> types = {
-        {"f32", at::kFloat}, {"bf16", at::kBFloat16}, {"f16", at::kHalf},
-        {"f64", at::kDouble}, {"i32", at::kInt}, {"bool", at::kBool}};
-    Port made;
-    made.name = text();
-    made.wanted = text();
-    made.type = types.at(text());
-    for (auto left = number(); left > 0; --left) made.shape.push_back(extent());
-    for (auto left = number(); left > 0; --left) {
-      Extent low = extent();
-      made.ranges.emplace_back(std::move(low), extent());
-    }
-    return made;
-  }
-  std::vector<Port> ports() {
-    std::vector<Port> made;
-    for (auto left = number(); left > 0; --left) made.push_back(port());
-    return made;
-  }
-  std::vector<Bound> bounds() {
-    std::vector<Bound> made;
-    for (auto left = number(); left > 0; --left) {
-      const auto low = number();
-      made.push_back({text(), low, number()});
-    }
-    return made;
-  }
-
- private:
-  const std::vector<std::int64_t>& numbers_;
-  const std::vector<std::string>& texts_;
-  std::size_t number_ = 0, text_ = 0;
-};
 
 template <class Function>
 Function symbol(void* library, const char* name) {
@@ -135,6 +39,7 @@ struct Entry {
   std::string name;
   std::vector<Bound> dims;
   std::vector<Port> inputs, state, outputs;
+  std::vector<PageCheck> pages;
   std::vector<at::Tensor> weights;
   decltype(&gdsl_workspace_bytes) workspace_bytes;
   decltype(&gdsl_plan_create) plan_create;
@@ -145,7 +50,7 @@ struct Entry {
 
   Entry(const std::string& path, Reader reader, std::vector<at::Tensor> given)
       : name(reader.text()), dims(reader.bounds()), inputs(reader.ports()), state(reader.ports()),
-        outputs(reader.ports()), weights(std::move(given)) {
+        outputs(reader.ports()), pages(reader.page_checks()), weights(std::move(given)) {
     void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
     TORCH_CHECK(library, path, " does not load: ", dlerror());
     TORCH_CHECK(symbol<decltype(&gdsl_abi_version)>(library, "gdsl_abi_version")() ==
@@ -158,7 +63,54 @@ struct Entry {
     last_error = symbol<decltype(last_error)>(library, "gdsl_last_error");
   }
   void check(int code) const { TORCH_CHECK(code == 0, name, ": ", last_error()); }
+  const Port& port(std::size_t i) const {
+    return i < inputs.size() ? inputs[i] : state[i - inputs.size()];
+  }
 };
+
+// The last position of every sequence; -1 where there is none.
+std::vector<std::int64_t> last_positions(const PageCheck& check,
+                                         const std::vector<at::Tensor>& tensors) {
+  const at::Tensor& table = tensors[check.table];
+  const auto sequences = table.size(0);
+  if (check.positions < 0) return Dims(sequences, table.size(1) * check.block - 1);
+  const at::Tensor& positions = tensors[check.positions];
+  const bool own = positions.dim() == 2 && positions.size(0) == sequences;
+  const auto count = positions.numel() / (own ? sequences : 1);
+  const auto* numbers = positions.const_data_ptr<std::int32_t>();
+  Dims found;
+  for (std::int64_t i = 0; i < sequences; ++i) {
+    const auto* row = numbers + (own ? i * count : 0);
+    found.push_back(*std::max_element(row, row + count));
+  }
+  return found;
+}
+
+void check_length(const Entry& entry, const PageCheck& check,
+                  const std::vector<at::Tensor>& tensors) {
+  const auto pages = tensors[check.table].size(1), end = pages * check.block;
+  for (const auto position : last_positions(check, tensors)) {
+    TORCH_CHECK(position < end, entry.name, ": ", entry.port(check.positions).name, " holds ",
+                position, ", but ", entry.port(check.table).name, " has ", pages, " pages of ",
+                check.block, " slots for a sequence, so that positions end at ", end - 1);
+  }
+}
+
+void check_blocks(const Entry& entry, const PageCheck& check,
+                  const std::vector<at::Tensor>& tensors) {
+  const at::Tensor& table = tensors[check.table];
+  const std::string& name = entry.port(check.table).name;
+  const auto what = check.positions < 0 ? "slot" : entry.port(check.positions).name;
+  const auto last = last_positions(check, tensors);
+  for (std::int64_t i = 0; i < table.size(0); ++i) {
+    const auto* row = table.const_data_ptr<std::int32_t>() + i * table.size(1);
+    for (std::int64_t page = 0; page * check.block <= last[i]; ++page) {
+      TORCH_CHECK(row[page] >= 0, entry.name, ": ", what, " of sequence ", i, " goes up to ",
+                  last[i], ", but ", name, "[", i, ", ", page, "] is -1: slots ",
+                  page * check.block, " to ", (page + 1) * check.block - 1, " have no block");
+    }
+  }
+}
 
 std::mutex table_mutex;
 std::map<std::string, std::shared_ptr<const Entry>>& table() {
@@ -207,6 +159,18 @@ void check_tensor(const std::string& owner, const Port& port, const at::Tensor& 
   }
   TORCH_CHECK(tensor.is_contiguous(), label, " is not contiguous\n  hint: ", port.name,
               ".contiguous()");
+}
+
+void check_dim(const std::string& owner, const Bound& bound, const Dims& dims, std::int64_t& dim) {
+  if (bound.derived) {
+    const auto value = bound.equals.value(dims);
+    if (dim == unknown) dim = value;
+    TORCH_CHECK(dim == value, owner, ": ", bound.name, " is ", dim, ", but ", bound.wanted, " is ",
+                value);
+  }
+  if (dim == unknown) dim = bound.low;
+  TORCH_CHECK(bound.low <= dim && dim < bound.high + bound.step, owner, ": ", bound.name, " is ",
+              dim, ", wanted ", bound.low, " to ", bound.high);
 }
 
 void check_range(const std::string& owner, const Port& port, const at::Tensor& tensor,
@@ -261,20 +225,17 @@ class Operation : public torch::CustomClassHolder {
                 " tensors given, wanted ", inputs, " inputs and ", state, " state tensors");
     Dims dims(entry_->dims.size(), unknown);
     for (std::size_t i = 0; i < tensors.size(); ++i) {
-      check_tensor(entry_->name, port(i), tensors[i], dims);
+      check_tensor(entry_->name, entry_->port(i), tensors[i], dims);
     }
     for (std::size_t i = 0; i < dims.size(); ++i) {
-      const Bound& bound = entry_->dims[i];
-      if (dims[i] == unknown) dims[i] = bound.low;
-      TORCH_CHECK(bound.low <= dims[i] && dims[i] <= bound.high, entry_->name, ": ", bound.name,
-                  " is ", dims[i], ", wanted ", bound.low, " to ", bound.high);
+      check_dim(entry_->name, entry_->dims[i], dims, dims[i]);
     }
-    for (std::size_t i = 0; i < inputs; ++i) check_range(entry_->name, port(i), tensors[i], dims);
+    for (const PageCheck& pages : entry_->pages) check_length(*entry_, pages, tensors);
+    for (std::size_t i = 0; i < tensors.size(); ++i) {
+      check_range(entry_->name, entry_->port(i), tensors[i], dims);
+    }
+    for (const PageCheck& pages : entry_->pages) check_blocks(*entry_, pages, tensors);
     return dims;
-  }
-  const Port& port(std::size_t i) const {
-    const std::size_t inputs = entry_->inputs.size();
-    return i < inputs ? entry_->inputs[i] : entry_->state[i - inputs];
   }
 
   static int threads() { return getpid() == process ? at::get_num_threads() : 1; }

@@ -31,7 +31,7 @@ from graphdsl.runtime.operator import Operator
 from graphdsl.runtime.ports import Extent, Port
 
 HERE = Path(__file__).parent
-SOURCES = (HERE / "torch_class.cpp", HERE / "abi.h")
+SOURCES = (HERE / "torch_class.cpp", HERE / "torch_facts.hpp", HERE / "abi.h")
 FLAGS = ("-std=c++20", "-O1", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror")
 LIBRARIES = ("-ltorch", "-ltorch_cpu", "-lc10")
 
@@ -119,17 +119,20 @@ def _run(command: Sequence[str], environment: Mapping[str, str]) -> str:
 
 def _facts(operator: Operator) -> tuple[list[int], list[str]]:
     """The manifest as numbers and texts, in the order in which the C++ reads them."""
-    manifest = operator.manifest
-    place = {dim["name"]: i for i, dim in enumerate(manifest["dims"])}
+    place = {dim.name: i for i, dim in enumerate(operator.dims)}
     numbers, texts = [len(place)], [operator.name]
-    for dim in manifest["dims"]:
-        numbers += [dim["lo"], dim["hi"]]
-        texts.append(dim["name"])
+    for dim in operator.dims:
+        equals = _extent_numbers(dim.equals, place) if dim.equals else []
+        numbers += [dim.lo, dim.hi, dim.step, len(equals[:1]), *equals]
+        texts += [dim.name, str(dim.equals or "")]
     for ports in (operator.inputs, operator.state, operator.outputs):
         numbers.append(len(ports))
         for port in ports:
             numbers += _port_numbers(port, place)
             texts += [port.name, str(port), port.type]
+    numbers.append(len(operator.pages))
+    for check in operator.pages:
+        numbers += [-1 if check.positions is None else check.positions, check.table, check.block]
     return numbers, texts
 
 

@@ -42,7 +42,7 @@ RESERVE = 1024
 REFUSED = {"output_attentions": "attention weights are never made",
            "output_router_logits": "what routers say stays inside of the layers"}
 """What a model may be asked for and built layers do not give."""
-EXPERTS, ROUTER = "mlp.experts.", "mlp.gate.weight"
+EXPERTS = "mlp.experts."
 NOT_IN_TRANSFORMERS = ("chatglm",)
 
 
@@ -154,10 +154,12 @@ def _weights(module: Any, names: Mapping[str, str]) -> dict[str, Tensor]:
 
 def _split_experts(found: dict[str, Tensor]) -> dict[str, Tensor]:
     """Mixtral has gate and up of all experts in one tensor: [experts, 2 * ffn, hidden]."""
-    if f"{EXPERTS}gate_up_proj" not in found:
+    joined, down = f"{EXPERTS}gate_up_proj", f"{EXPERTS}down_proj"
+    if joined not in found or down not in found:
         return found
-    gate, up = found.pop(f"{EXPERTS}gate_up_proj").chunk(2, dim=1)
-    return {**found, "w_gate": gate, "w_up": up, "w_down": found.pop(f"{EXPERTS}down_proj")}
+    gate, up = found[joined].chunk(2, dim=1)
+    others = {name: weight for name, weight in found.items() if name not in (joined, down)}
+    return {**others, "w_gate": gate, "w_up": up, "w_down": found[down]}
 
 
 def _check(model: Any, modules: Any, reserve: int) -> None:

@@ -54,10 +54,10 @@ class KVLayout:
             _check_target(layouts.get(value), target)
         _check_blocks(layouts)
         types = [replace(v.type, layout=layouts.get(v)) for v in graph.leaves]
-        changed = [v.name for v in graph.state if v.type.layout != layouts.get(v)]
+        changed = [Fired("KVLayout", layout.loc, f"{v.name}, {layout}")
+                   for v, layout in layouts.items() if v.type.layout != layout]
         new, relayouts = _with_types(graph, types)
-        fired = (*(Fired("KVLayout", None, name) for name in changed), *relayouts)
-        return Result(new, fired)
+        return Result(new, (*changed, *relayouts))
 
     def _layouts(self, graph: Graph, target: Target) -> dict[Value, Layout]:
         """The layout that every cache among the leaves has from now on."""

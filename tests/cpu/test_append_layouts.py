@@ -15,9 +15,10 @@ from graphdsl.backends.cpu.backend import CPU
 from graphdsl.builder import BuildOptions, build_graph
 from graphdsl.ir import Graph, Layout, Value
 from graphdsl.layer import KVCache, Layer, Param, trace
+from graphdsl.lazy import torch_dtype
 from graphdsl.ops import attention, concat, rms_norm, rope
 from graphdsl.reference import TOLERANCE, error_of, run
-from graphdsl.runtime.caches import Filled, dequantised, quantised
+from graphdsl.runtime.caches import dequantised, logical, physical, quantised
 from graphdsl.runtime.operator import Operator
 
 LAYOUTS = ("bsnd", "bnsd", "sbnd", "bnsd:int8", "bsnd:paged/4", "bnsd:paged/4", "sbnd:paged/4",
@@ -111,26 +112,43 @@ def inputs_of(graph: Graph, at: tuple[tuple[int, ...], ...], step: int) -> dict[
     return made | {"positions": torch.tensor(at, dtype=torch.int32)}
 
 
+def empty_state(operator: Operator) -> dict[str, Tensor]:
+    """Caches without rows, and a table that gives their blocks out in any order."""
+    table = torch.tensor([[3, 0, 6], [5, 1, 2]], dtype=torch.int32)
+    made = {}
+    for port in operator.manifest["state"]:
+        rows = torch.zeros(2, SLOTS, HEADS, DIM, dtype=torch_dtype(port["dtype"]))
+        made[port["name"]] = table if "layout" not in port else physical(
+            rows, port, table=table, blocks=7, lengths=torch.zeros(2))
+    return made
+
+
+def caches_of(operator: Operator, state: Mapping[str, Tensor],
+              lengths: Tensor) -> dict[str, Tensor]:
+    """The caches [batch, slots, heads, dim] that lie in memory."""
+    return {port["name"]: logical(state[port["name"]], port, table=state.get("block_table"),
+                                  lengths=lengths)
+            for port in operator.manifest["state"] if "layout" in port}
+
+
 def steps_of(operator: Operator, graph: Graph) -> Iterator[Step]:
     """All steps one after the other on the same state, and the same in the reference."""
     dtype = torch.bfloat16 if graph.state[0].dtype == "bf16" else torch.float32
     empty = {v.name: torch.zeros(2, SLOTS, HEADS, DIM, dtype=dtype) for v in graph.state}
     params = {v.name: torch.rand(v.shape, dtype=dtype) + 0.5 for v in graph.params}  # type: ignore[arg-type]
-    before = torch.zeros(2, dtype=torch.long)
-    state = Filled(operator.manifest, before, before).state(empty)
+    lengths = torch.zeros(2, dtype=torch.long)
+    state, known = empty_state(operator), dict(empty)
     operator.bind(params)
-    logical = dict(empty)
     for number, at in enumerate(STEPS):
         given = inputs_of(graph, at, number)
-        after = torch.maximum(before, given["positions"].amax(1) + 1)
-        outputs = run(graph, given, params, logical)
-        logical = dict(zip((v.name for v in graph.state), outputs[1:], strict=True))
+        lengths = torch.maximum(lengths, given["positions"].amax(1) + 1)
+        outputs = run(graph, given, params, known)
+        known = dict(zip((v.name for v in graph.state), outputs[1:], strict=True))
         result = operator(*given.values(), state=state)
-        caches = Filled(operator.manifest, before, after).caches(state, SLOTS)
-        held = torch.arange(SLOTS)[None, :, None, None] < after[:, None, None, None]
+        caches = caches_of(operator, state, lengths)
+        held = torch.arange(SLOTS)[None, :, None, None] < lengths[:, None, None, None]
         yield Step(given, result, outputs[0], {n: t * held for n, t in caches.items()},
-                   {n: t * held for n, t in logical.items()})
-        before = after
+                   {n: t * held for n, t in known.items()})
 
 
 def layout_of(operator: Operator, name: str) -> Layout:

@@ -82,12 +82,11 @@ def with_prefix(index: int, tensors: Mapping[str, T]) -> dict[str, T]:
 
 def built_outputs(operator: Operator, graph: Graph, given: Samples) -> list[Tensor]:
     """Results, then new state in its logical shape, of a built graph."""
-    slots = given.dims.get("slots", 0)
-    filled = Filled.of(operator.manifest, given.inputs, given.dims.get("batch", 1), slots)
+    filled = Filled.of(operator.manifest, given.inputs, given.dims)
     state = filled.state(given.state)
-    found = operator.run(list(given.inputs.values()), operator.pack_weights(given.params),
+    found = operator.run(filled.inputs(given.inputs), operator.pack_weights(given.params),
                          [state[port.name] for port in operator.state])
-    caches = filled.caches(state, slots)
+    caches = filled.caches(state)
     return [*found, *(caches[v.name] for v in graph.state)]
 
 
@@ -97,6 +96,8 @@ Outcome = tuple[list[Tensor], list[Tensor], list[Tensor]]
 
 def outcome(operator: Operator, graph: Graph, given: Samples) -> Outcome:
     """The outputs of a built graph (new state included), and what they should be."""
+    filled = Filled.of(operator.manifest, given.inputs, given.dims)
+    given = replace(given, state=filled.held(given.state))
     return (built_outputs(operator, graph, given),
             run(graph, given.inputs, given.params, given.state), reference_outputs(graph, given))
 

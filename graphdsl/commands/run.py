@@ -23,7 +23,7 @@ def run(args: argparse.Namespace, session: Session) -> int:
     with trial.source.importing():
         wanted = reference_outputs(graph, trial.given)
     ours, wanted = (without_padding(graph, trial.given, each) for each in (ours, wanted))
-    tolerance = TOLERANCE[trial.options.dtype]
+    tolerance = max(TOLERANCE[trial.options.dtype], trial.storage_tolerance)
     names = [f"output{i}" for i in range(len(graph.results))] + [v.name for v in graph.state]
     worst, outside, total = 0.0, 0, 0
     for name, found, reference in zip(names, ours, wanted, strict=True):

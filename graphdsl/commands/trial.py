@@ -12,6 +12,7 @@ from graphdsl.commands.session import Session
 from graphdsl.errors import GraphError
 from graphdsl.ir import Dim, Graph, terms
 from graphdsl.passes.samples import Samples, samples
+from graphdsl.reference import STORAGE_TOLERANCE
 from graphdsl.runtime.caches import Filled
 from graphdsl.runtime.operator import Operator, State
 from graphdsl.source import Source
@@ -29,12 +30,8 @@ class Trial:
     operator: Operator
     given: Samples
     filled: Filled
+    inputs: list[Tensor]
     state: State
-
-    @property
-    def inputs(self) -> list[Tensor]:
-        """The inputs in the order in which the operator takes them."""
-        return [self.given.inputs[port["name"]] for port in self.operator.manifest["inputs"]]
 
     def call(self) -> list[Tensor]:
         """The results of one step; the caches take its keys and values."""
@@ -43,8 +40,14 @@ class Trial:
 
     def logical_state(self) -> list[Tensor]:
         """The caches as [batch, slots, kv_heads, head_dim], in the graph's order."""
-        found = self.filled.caches(self.state, self.given.dims.get("slots", 0))
+        found = self.filled.caches(self.state)
         return [found[value.name] for value in self.source.graph.state]
+
+    @property
+    def storage_tolerance(self) -> float:
+        """How far the storage of the caches alone may take the results from the reference."""
+        storages = [p.layout.storage for p in self.operator.state if p.layout]
+        return max((STORAGE_TOLERANCE.get(storage, 0.0) for storage in storages), default=0.0)
 
     def dims(self) -> dict[str, int]:
         """The sizes of the operator's plan."""
@@ -64,10 +67,11 @@ def make_trial(args: argparse.Namespace, session: Session, *, padded: bool) -> T
         dims["slots"] = operator.whole_pages(dims["slots"])
         given = samples(source.graph, args.seed, dims, past=args.past, padded=padded)
     operator.bind(given.params)
-    filled = Filled.of(operator.manifest, given.inputs, dims["batch"], dims["slots"])
+    filled = Filled.of(operator.manifest, given.inputs, dims, args.seed)
     given = replace(given, state=filled.held(given.state))
     session.progress.clear()
-    return Trial(source, options, operator, given, filled, filled.state(given.state, args.seed))
+    return Trial(source, options, operator, given, filled, filled.inputs(given.inputs),
+                 filled.state(given.state))
 
 
 def _check_bounds(graph: Graph, wanted: dict[str, int]) -> None:

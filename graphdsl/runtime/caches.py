@@ -20,43 +20,48 @@ LARGEST = 127
 @dataclass(frozen=True)
 class Filled:
     """Caches whose rows are known by their logical places: what a test or a trial of an operator
-    begins with. `before` and `after` are the lengths [batch] of the sequences around one step."""
+    begins with. `before` and `after` are the lengths [batch] of the sequences around one step;
+    the block table gives out all blocks but one, in a random order."""
 
     manifest: Json
+    slots: int
     before: Tensor
     after: Tensor
+    table: Tensor
 
     @staticmethod
-    def of(manifest: Json, inputs: Mapping[str, Tensor], batch: int, slots: int) -> Filled:
-        """For a step on these inputs: its positions say how long the sequences are. Where none of
-        the inputs has positions, all slots count."""
+    def of(manifest: Json, inputs: Mapping[str, Tensor], dims: Mapping[str, int],
+           seed: int = 0) -> Filled:
+        """For a step on these logical inputs, whose positions say how long the sequences are.
+        Where there are none, all slots count."""
+        batch, slots = dims.get("batch", 1), dims.get("slots", 0)
+        before = after = torch.full((batch,), slots)
         for port in manifest["inputs"]:
             if any(low == -1 for low, _ in port.get("ranges", ())):
                 positions = inputs[port["name"]].long()
                 positions = positions if positions.dim() == 2 else positions.expand(batch, -1)
                 after = positions.amax(1) + 1
-                return Filled(manifest, after - (positions >= 0).sum(1), after)
-        whole = torch.full((batch,), slots)
-        return Filled(manifest, whole, whole)
+                before = after - (positions >= 0).sum(1)
+                break
+        pages = -(-slots // max(_block(manifest), 1))
+        order = torch.randperm(batch * pages + 1, generator=torch.Generator().manual_seed(seed))
+        return Filled(manifest, slots, before, after, order[1:].int().view(batch, pages))
 
-    def state(self, caches: Mapping[str, Tensor], seed: int = 0) -> dict[str, Tensor]:
-        """The state that `caches` [batch, slots, kv_heads, dim] are in memory. The blocks of paged
-        ones are given out in a random order, and there is one that no sequence has."""
-        table = self._table(caches, seed)
-        made = {}
-        for port in self.manifest["state"]:
-            name = port["name"]
-            made[name] = table.clone() if "layout" not in port else physical(
-                caches[name], port, table=table, blocks=table.numel() + 1, lengths=self.before)
-        return made
+    def inputs(self, given: Mapping[str, Tensor]) -> list[Tensor]:
+        """The inputs in the order of the manifest, caches among them as they lie in memory."""
+        return [self._in_memory(given, port) if "layout" in port else given[port["name"]]
+                for port in self.manifest["inputs"]]
 
-    def caches(self, state: Mapping[str, Tensor], slots: int) -> dict[str, Tensor]:
-        """What the caches of `state` mean after the step, cut to `slots`."""
-        ports = {p["name"]: p for p in self.manifest["state"]}
-        tables = [state[name] for name, port in ports.items() if "layout" not in port]
-        table = tables[0] if tables else None
-        return {name: logical(state[name], port, table=table, lengths=self.after)[:, :slots]
-                for name, port in ports.items() if "layout" in port}
+    def state(self, caches: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The state that `caches` [batch, slots, kv_heads, dim] are in memory."""
+        return {port["name"]: self._in_memory(caches, port) if "layout" in port
+                else self.table.clone() for port in self.manifest["state"]}
+
+    def caches(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the caches of `state` mean after the step."""
+        return {port["name"]: logical(state[port["name"]], port, table=self.table,
+                                      lengths=self.after)[:, :self.slots]
+                for port in self.manifest["state"] if "layout" in port}
 
     def held(self, caches: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Of `caches` before the step, what the layouts can hold: one that shifts has no rows
@@ -67,15 +72,14 @@ class Filled:
                 made[port["name"]] = _cut(caches[port["name"]], self.before)
         return made
 
-    def _table(self, caches: Mapping[str, Tensor], seed: int) -> Tensor:
-        blocks = [port["layout"]["block"] for port in self.manifest["state"] if "layout" in port]
-        block = max(blocks, default=0)
-        if not block:
-            return torch.zeros(0, dtype=torch.int32)
-        batch, slots = next(iter(caches.values())).shape[:2]
-        pages = -(-slots // block)
-        order = torch.randperm(batch * pages + 1, generator=torch.Generator().manual_seed(seed))
-        return order[1:].int().view(batch, pages)
+    def _in_memory(self, caches: Mapping[str, Tensor], port: Json) -> Tensor:
+        return physical(caches[port["name"]], port, table=self.table,
+                        blocks=self.table.numel() + 1, lengths=self.before)
+
+
+def _block(manifest: Json) -> int:
+    """The slots of a block of paged caches; 0 where there are none."""
+    return max((entry["block"] for entry in manifest.get("paged", ())), default=0)
 
 
 def physical(tensor: Tensor, port: Json, *, table: Tensor | None = None, blocks: int = 0,

@@ -134,7 +134,7 @@ class Operator:
     @property
     def block(self) -> int:
         """The slots of a block of paged caches; 0 where there are none."""
-        return max((port.layout.block for port in self.state if port.layout), default=0)
+        return max((check.block for check in self.pages), default=0)
 
     def whole_pages(self, slots: int) -> int:
         """The capacity of a state for at least so many slots: whole pages of paged caches."""

@@ -137,4 +137,5 @@ def error_of(ours: Tensor, reference: Tensor) -> float:
     return difference / scale if scale > 0 else difference
 
 
-__all__ = ["STORAGE_TOLERANCE", "TOLERANCE", "bind_dims", "constant", "error_of", "run", "run_node", "torch_dtype"]
+__all__ = ["STORAGE_TOLERANCE", "TOLERANCE", "bind_dims", "constant", "error_of", "run",
+           "run_node", "torch_dtype"]

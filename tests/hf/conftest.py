@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from graphdsl.builder import BuildOptions
 from graphdsl.errors import ToolError
 from graphdsl.hf.fetch import resolve_model
 
@@ -24,6 +27,21 @@ def cache() -> Path:
     """The user's cache, so that the model is fetched once a machine and not once a test run."""
     given = os.environ.get("GRAPHDSL_CACHE")
     return Path(given) if given else Path.home() / ".cache" / "graphdsl"
+
+
+@pytest.fixture(scope="session")
+def options(tmp_path_factory: pytest.TempPathFactory) -> BuildOptions:
+    """Builds of a test run, which its tests share."""
+    return BuildOptions(cache=tmp_path_factory.mktemp("cache"), environment=dict(os.environ))
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Small tensors are soonest done by a single thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

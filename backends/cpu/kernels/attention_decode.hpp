@@ -29,9 +29,22 @@ GD_INLINE F sums_of(F (&v)[W]) {
   return v[0];
 }
 
-template <class E> GD_INLINE void prefetch_rows(const E* const* row, i64 rows, i64 dim) {
-  for (i64 i = 0; i < rows; ++i)
-    for (i64 d = 0; d < dim; d += 64 / i64(sizeof(E))) __builtin_prefetch(row[i] + d);
+// Rows that are read soon: level 3 fetches them into L1, level 2 into L2.
+template <class E> struct Coming {
+  const E* const* row;
+  i64 n, dim;
+  template <int Level> GD_INLINE void fetch(i64 begin, i64 end) const {
+    for (i64 i = begin; i < least(end, n); ++i)
+      for (i64 d = 0; d < dim; d += 64 / i64(sizeof(E))) __builtin_prefetch(row[i] + d, 0, Level);
+  }
+};
+template <class E> GD_INLINE Coming<E> coming(const TileRows<E>& rows, i64 n, i64 dim) {
+  return {rows.row, n, dim};
+}
+// Whether to fetch rows a tile ahead.  Where they lie side by side the machine does so by itself,
+// but not as fast as rows are read that need no unpacking.
+template <class E> GD_INLINE bool far_ahead(const Cache<const E>& c, i64 dim) {
+  return same<E, float>::value || c.block > 0 || c.stride[1] > dim + i64(sizeof(float));
 }
 
 // W scores of one query.
@@ -61,14 +74,16 @@ GD_INLINE void scale_scores(const E* const* row, i64 dim, i64 rows, float* score
   }
 }
 
-// scores[r][i] = q[r] . k[i], W keys for all queries while they are in L1.  `unpacked` has room for
-// W keys in f32.
-template <class E>
-GD_NOINLINE void dot_keys(const float* q, i64 q_stride, i64 rows, const TileRows<E>& k, i64 keys,
-                          i64 dim, float* unpacked, float* scores) {
-  for (i64 i = 0; i < keys; i += W) {
+// scores[r][i] = q[r] . k[i], W keys for all queries while they are in L1, and as many rows of what
+// comes then.  `unpacked` has room for W keys in f32.
+template <class E, class Then>
+GD_NOINLINE void dot_keys(const float* q, i64 q_stride, i64 rows, Coming<E> k, Coming<Then> then,
+                          float* unpacked, float* scores) {
+  const i64 dim = k.dim;
+  for (i64 i = 0; i < k.n; i += W) {
     const E* const* row = k.row + i;
-    if (i + W < keys) prefetch_rows(row + W, least(W, keys - i - W), dim);
+    k.template fetch<3>(i + W, i + 2 * W);
+    then.template fetch<2>(i, i + W);
     if (same<E, float>::value || rows == 1) {
       dot_rows(q, q_stride, rows, row, dim, scores + i);
     } else {
@@ -117,14 +132,16 @@ GD_NOINLINE void add_all_values(const float* weights, const E* const* v, i64 key
     add_values<Q, 1>(weights, v, keys, d, sums, sums_stride, Tail{int(dim - d)});
 }
 // A few keys for all queries while they are in L1; their scales go into the weights.
-template <class E>
-GD_NOINLINE void add_tile(float* weights, i64 rows, const TileRows<E>& v, i64 keys, i64 dim,
-                          float* sums, i64 sums_stride) {
+template <class E, class Then>
+GD_NOINLINE void add_tile(float* weights, i64 rows, Coming<E> v, Coming<Then> then, float* sums,
+                          i64 sums_stride) {
   constexpr i64 step = 8;
-  for (i64 i = 0; i < keys; i += step) {
-    const i64 n = least(step, keys - i);
+  const i64 dim = v.dim;
+  for (i64 i = 0; i < v.n; i += step) {
+    const i64 n = least(step, v.n - i);
     const E* const* from = v.row + i;
-    if (i + step < keys) prefetch_rows(from + step, least(step, keys - i - step), dim);
+    v.template fetch<3>(i + step, i + 2 * step);
+    then.template fetch<2>(i, i + step);
     for (i64 j = i; j < i + n; j += W)
       if (j % W == 0) scale_scores(v.row + j, dim, rows, weights + j);
     i64 r = 0;
@@ -166,13 +183,16 @@ GD_INLINE void set_running(float* row, Running run) {
   row[1] = run.total;
 }
 
-// One tile of keys for all queries of a group.
+// One tile of keys, [key, key + keys), for all queries of a group; keys from there to `end` follow.
 template <class A>
-GD_NOINLINE void few_tile(const A& a, const Sequence& of, i64 g, i64 key, i64 keys,
+GD_NOINLINE void few_tile(const A& a, const Sequence& of, i64 g, i64 key, i64 keys, i64 end,
                           const FewScratch& s, float* sums) {
   const i64 group = a.heads / a.kv_heads;
-  const TileRows k(a.k, of, g, key, keys);
-  dot_keys(s.q, s.q_stride, s.rows, k, keys, a.dim, s.unpacked, s.scores);
+  const i64 then = far_ahead(a.k, a.dim) ? least(tile_keys, end - key - keys) : 0;
+  const TileRows k(a.k, of, g, key, keys), next(a.k, of, g, key + keys, then);
+  const TileRows v(a.v, of, g, key, keys);
+  dot_keys(s.q, s.q_stride, s.rows, coming(k, keys, a.dim),
+           coming(v, far_ahead(a.v, a.value_dim) ? keys : 0, a.value_dim), s.unpacked, s.scores);
   for (i64 r = 0; r < s.rows; ++r) {
     const i64 t = r / group;
     float* row = sums + r * s.sums_stride;
@@ -184,8 +204,8 @@ GD_NOINLINE void few_tile(const A& a, const Sequence& of, i64 g, i64 key, i64 ke
     set_running(row, run);
     shrink_row(row + 16, s.sums_stride - 16, shrink);
   }
-  const TileRows v(a.v, of, g, key, keys);
-  add_tile(s.scores, s.rows, v, keys, a.value_dim, sums + 16, s.sums_stride);
+  add_tile(s.scores, s.rows, coming(v, keys, a.value_dim), coming(next, then, a.dim),
+           sums + 16, s.sums_stride);
 }
 
 template <class A>
@@ -200,7 +220,7 @@ GD_NOINLINE void few_stretch(const A& a, const Sequence& of, i64 g, Range keys,
     set_running(sums + r * s.sums_stride, {nothing, 0});
   }
   for (i64 key = keys.begin; key < keys.end; key += tile_keys)
-    few_tile(a, of, g, key, least(tile_keys, keys.end - key), s, sums);
+    few_tile(a, of, g, key, least(tile_keys, keys.end - key), keys.end, s, sums);
 }
 
 template <class A>

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-
 import pytest
 import torch
 from replacecase import CONFIGS, MODES, Pair, padded, pair_of, prompts
@@ -12,15 +9,13 @@ from torch import Tensor
 
 from graphdsl.builder import BuildOptions
 
-ALWAYS = ("llama", "gpt2", "gemma3")
-"""Built in every run; the others with -m fuzz, and with no -m at all."""
-FAMILIES = [pytest.param(name, marks=() if name in ALWAYS else pytest.mark.fuzz)
-            for name in CONFIGS]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
-
-@pytest.fixture(scope="module")
-def options(tmp_path_factory: pytest.TempPathFactory) -> BuildOptions:
-    return BuildOptions(cache=tmp_path_factory.mktemp("cache"), environment=dict(os.environ))
+ALWAYS = (("llama", "sdpa"), ("llama", "eager"), ("gpt2", "sdpa"), ("gemma3", "sdpa"))
+"""Built in every run; the others are fuzz tests."""
+CASES = [pytest.param(family, attention, id=f"{family}-{attention}",
+                      marks=() if (family, attention) in ALWAYS else pytest.mark.fuzz)
+         for family in CONFIGS for attention in ("sdpa", "eager")]
 
 
 @pytest.fixture(scope="module")
@@ -29,47 +24,32 @@ def made() -> dict[str, Pair]:
     return {}
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tensors this small are soonest done by a single thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(params=FAMILIES)
-def family(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
 @pytest.fixture
-def pair(family: str, made: dict[str, Pair], options: BuildOptions) -> Pair:
+def pair(family: str, attention: str, made: dict[str, Pair], options: BuildOptions) -> Pair:
     if family not in made:
         made[family] = pair_of(CONFIGS[family](), options)
+    made[family].use(attention)
     return made[family]
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_tokens(pair: Pair, attention: str) -> None:
-    pair.use(attention)
+@pytest.mark.parametrize(("family", "attention"), CASES)
+def test_tokens(pair: Pair) -> None:
     for name, mode in MODES.items():
         for inputs in ({"input_ids": prompts()}, padded()):
             wanted, found = pair.generate(**inputs, **mode)
             assert torch.equal(wanted, found), (name, len(inputs["input_ids"]))
 
 
+@pytest.mark.parametrize(("family", "attention"), CASES)
 def test_embeddings(pair: Pair) -> None:
-    pair.use("sdpa")
     given = pair.theirs.get_input_embeddings()(prompts(2)).detach()
     wanted, found = pair.generate(inputs_embeds=given)
     assert torch.equal(wanted, found)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_hidden_states(pair: Pair, attention: str) -> None:
-    pair.use(attention)
+@pytest.mark.parametrize(("family", "attention"), CASES)
+def test_hidden_states(pair: Pair) -> None:
     given = padded()
     real = given["attention_mask"].bool()
     positions = (given["attention_mask"].cumsum(1) - 1).clamp_min(0)

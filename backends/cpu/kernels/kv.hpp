@@ -26,16 +26,35 @@ struct Positions {
   i64 stride, tokens;
   GD_INLINE i64 at(i64 b, i64 t) const { return p[b * stride + t]; }
   // Slots of a sequence after the step; 0 where all its tokens are padding.
-  i64 length(i64 b) const {
+  GD_NOINLINE i64 length(i64 b) const {
     i64 last = -1;
     for (i64 t = 0; t < tokens; ++t) last = most(last, at(b, t));
     return last + 1;
   }
   // Tokens of a sequence that are no padding.
-  i64 added(i64 b) const {
+  GD_NOINLINE i64 added(i64 b) const {
     i64 n = 0;
     for (i64 t = 0; t < tokens; ++t) n += at(b, t) >= 0;
     return n;
+  }
+};
+
+// A thread's share of `each` items of every token of `batch` sequences, one after the other.  To
+// divide for every row of a head would take as long as to turn it.
+struct Walk {
+  i64 b, t, item, left, each, tokens;
+  Walk(const Team& team, i64 batch, i64 count, i64 of_token) : each(of_token), tokens(count) {
+    const Range mine = team.share(batch * tokens * each);
+    left = mine.end - mine.begin;
+    const i64 token = left > 0 ? mine.begin / each : 0;
+    item = mine.begin - token * each, b = left > 0 ? token / tokens : 0, t = token - b * tokens;
+  }
+  GD_INLINE void next() {
+    --left;
+    if (++item < each) return;
+    item = 0;
+    if (++t < tokens) return;
+    t = 0, ++b;
   }
 };
 
@@ -68,11 +87,20 @@ template <class T> GD_INLINE void load_row(const int8_t* x, T* to, i64 dim) {
   for_lanes(dim, [&](i64 i, auto l) { store(to + i, load(x + i, l) * scale, l); });
 }
 
-// Whether a cache has a place for a slot of a sequence.
+// Where a slot of a sequence that then has `length` slots lies, or nullptr where a cache has no
+// place for it.
 template <class E>
-GD_INLINE bool has_slot(const Cache<E>& cache, i64 b, i64 slot, i64 origin) {
-  return slot >= 0 && slot < cache.slots && origin + slot >= 0 &&
-         (cache.block == 0 || cache.table[b * cache.table_stride + slot / cache.block] >= 0);
+GD_NOINLINE E* searched(const Cache<E>& cache, i64 b, i64 slot, i64 head, i64 length) {
+  const i64 origin = cache.origin(length);
+  const bool missing =
+      cache.block > 0 && cache.table[b * cache.table_stride + slot / cache.block] < 0;
+  return missing || origin + slot < 0 ? nullptr : cache.row(b, slot, head, origin);
+}
+template <class E>
+GD_INLINE E* found(const Cache<E>& cache, i64 b, i64 slot, i64 head, i64 length) {
+  if (slot < 0 || slot >= cache.slots) return nullptr;
+  if (cache.block > 0 || cache.shifts) return searched(cache, b, slot, head, length);
+  return cache.row(b, slot, head, 0);
 }
 
 // What is in a cache that shifts goes left by the tokens that come.  Nobody may write before a
@@ -103,15 +131,11 @@ GD_NOINLINE void kv_append(const Team& team, View4<const T> x, const Positions& 
     make_room(team, cache, positions, batch, heads, dim);
     team.barrier();
   }
-  const i64 tokens = positions.tokens;
-  const Range mine = team.share(batch * tokens * heads);
-  i64 sequence = -1, origin = 0;
-  for (i64 i = mine.begin; i < mine.end; ++i) {
-    const i64 h = i % heads, t = i / heads % tokens, b = i / heads / tokens;
-    if (cache.shifts && b != sequence) origin = cache.origin(positions.length(sequence = b));
-    const i64 slot = positions.at(b, t);
-    if (has_slot(cache, b, slot, origin))
-      store_row(x.at(b, t, h), cache.row(b, slot, h, origin), dim);
+  i64 sequence = -1, length = 0;
+  for (Walk w(team, batch, positions.tokens, heads); w.left > 0; w.next()) {
+    if (cache.shifts && w.b != sequence) length = positions.length(sequence = w.b);
+    if (E* const row = found(cache, w.b, positions.at(w.b, w.t), w.item, length))
+      store_row(x.at(w.b, w.t, w.item), row, dim);
   }
 }
 
@@ -123,8 +147,8 @@ GD_NOINLINE void relayout(const Team& team, const Cache<E>& cache, View4<T> out,
   for (i64 i = mine.begin; i < mine.end; ++i) {
     const i64 h = i % heads, slot = i / heads % cache.slots, b = i / heads / cache.slots;
     T* const to = out.at(b, slot, h);
-    if (has_slot(cache, b, slot, 0))
-      load_row(cache.row(b, slot, h, 0), to, dim);
+    if (E* const row = found(cache, b, slot, h, 0))
+      load_row(row, to, dim);
     else
       __builtin_memset(static_cast<void*>(to), 0, size_t(dim) * sizeof(T));
   }
@@ -240,31 +264,27 @@ template <class T, class K = T, class V = T> struct RopeAppend {
 template <class T, class K, class V, class Turn>
 GD_INLINE void turn_and_append(const Team& team, const RopeAppend<T, K, V>& r,
                                [[maybe_unused]] char* scratch, Turn turn) {
-  if (r.k_cache.shifts || r.v_cache.shifts) {
+  const bool shifts = r.k_cache.shifts || r.v_cache.shifts;
+  if (shifts) {
     if (r.k_cache.shifts) make_room(team, r.k_cache, r.positions, r.batch, r.kv_heads, r.dim);
     if (r.v_cache.shifts) make_room(team, r.v_cache, r.positions, r.batch, r.kv_heads, r.value_dim);
     team.barrier();
   }
-  const i64 per_token = r.heads + 2 * r.kv_heads, tokens = r.positions.tokens;
-  const Range mine = team.share(r.batch * tokens * per_token);
   i64 sequence = -1, length = 0;
-  for (i64 i = mine.begin; i < mine.end; ++i) {
-    const i64 j = i % per_token, t = i / per_token % tokens, b = i / per_token / tokens;
+  for (Walk w(team, r.batch, r.positions.tokens, r.heads + 2 * r.kv_heads); w.left > 0; w.next()) {
+    const i64 b = w.b, t = w.t, j = w.item;
     const i64 at = r.angles.at(b, t), slot = r.positions.at(b, t);
     const float *cos = r.angles.cos + at, *sin = r.angles.sin + at;
     if (j < r.heads) {
       turn(r.q.at(b, t, j), true, cos, sin, r.q_out.at(b, t, j));
       continue;
     }
-    if ((r.k_cache.shifts || r.v_cache.shifts) && b != sequence)
-      length = r.positions.length(sequence = b);
-    const i64 g = (j - r.heads) / 2, k_origin = r.k_cache.origin(length),
-              v_origin = r.v_cache.origin(length);
+    if (shifts && b != sequence) length = r.positions.length(sequence = b);
+    const i64 g = (j - r.heads) / 2;
     if ((j - r.heads) % 2 == 1) {
-      if (has_slot(r.v_cache, b, slot, v_origin))
-        store_row(r.v.at(b, t, g), r.v_cache.row(b, slot, g, v_origin), r.value_dim);
-    } else if (has_slot(r.k_cache, b, slot, k_origin)) {
-      K* const row = r.k_cache.row(b, slot, g, k_origin);
+      if (V* const row = found(r.v_cache, b, slot, g, length))
+        store_row(r.v.at(b, t, g), row, r.value_dim);
+    } else if (K* const row = found(r.k_cache, b, slot, g, length)) {
       if constexpr (same<K, T>::value) {
         turn(r.k.at(b, t, g), false, cos, sin, row);
       } else {

@@ -13,6 +13,7 @@ from graphdsl.passes.base import Fired, Result
 from graphdsl.passes.caches import CacheTypes, typed, with_leaves
 from graphdsl.passes.memory import effects_of
 from graphdsl.passes.repeat import REPEAT, operands_of
+from graphdsl.passes.shifting import check_shifts
 
 if TYPE_CHECKING:
     from graphdsl.backend import Target
@@ -57,6 +58,7 @@ class KVLayout:
         changed = [Fired("KVLayout", layout.loc, f"{v.name}, {layout}")
                    for v, layout in layouts.items() if v.type.layout != layout]
         new, relayouts = _with_types(graph, types)
+        check_shifts(new)
         return Result(new, (*changed, *relayouts))
 
     def _layouts(self, graph: Graph, target: Target) -> dict[Value, Layout]:

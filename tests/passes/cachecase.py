@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from graphdsl.ir import Value
-from graphdsl.layer import KVCache, Layer
+from graphdsl.layer import KVCache, Layer, Param
 from graphdsl.models.llama import Config
 from graphdsl.ops.attention import attention
 
@@ -40,6 +40,77 @@ class Attends(Cached):
         kv = self.kv.append(x, x, positions)  # append
         y: Value = attention(x, kv.k, kv.v, *given, **options)  # attention
         return y
+
+
+class AttendsTo(Cached):
+    """Attention to the cache as it was, or by positions that are not those of the append."""
+
+    signature: ClassVar[str] = ("x[batch, tokens, heads, dim], positions[batch, tokens]:i32,"
+                                " others[batch, tokens]:i32 -> y[batch, tokens, heads, dim]")
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.what = what
+
+    def forward(self, x: Value, positions: Value, others: Value) -> Value:
+        old = self.kv
+        new = old.append(x, x, positions)  # one append
+        match self.what:
+            case "old":
+                y: Value = attention(x, old.k, old.v, positions)  # old
+            case "others":
+                y = attention(x, new.k, new.v, others)  # others
+            case "twice":
+                newer = new.append(x, x, others)
+                y = attention(x, newer.k, newer.v, others)
+        return y
+
+
+class Keeps(Cached):
+    """Attends and returns its cache, which Readers of any layout may read."""
+
+    signature: ClassVar[str] = ("x[batch, tokens, heads, dim], positions[batch, tokens]:i32"
+                                " -> y[batch, tokens, heads, dim], k[batch, slots, heads, dim],"
+                                " v[batch, slots, heads, dim]")
+
+    def forward(self, x: Value, positions: Value) -> tuple[Value, Value, Value]:
+        kv = self.kv.append(x, x, positions)
+        return attention(x, kv.k, kv.v, positions), kv.k, kv.v
+
+
+class Later(Layer):
+    """A Layer without a cache of its own."""
+
+    signature: ClassVar[str] = (
+        "x[batch, tokens, heads, dim], positions[batch, tokens]:i32,"
+        " k[batch, slots, heads, dim], v[batch, slots, heads, dim]"
+        " -> y[batch, tokens, heads, dim]")
+
+    def __init__(self) -> None:
+        self.config = Heads()
+        self.scale = Param(4)
+
+    def forward(self, x: Value, positions: Value, k: Value, v: Value) -> Value:
+        y: Value = attention(x * self.scale, k, v, positions)
+        return y
+
+
+class Shares(Cached):
+    """Layers after the first read its cache, by their own positions or by others."""
+
+    signature: ClassVar[str] = AttendsTo.signature
+
+    def __init__(self, same: bool = True) -> None:
+        self.config = Heads()
+        self.same = same
+        self.first = Keeps()
+        self.later = [Later() for _ in range(3)]
+
+    def forward(self, x: Value, positions: Value, others: Value) -> Value:
+        x, k, v = self.first(x, positions)
+        for layer in self.later:
+            x = layer(x, positions if self.same else others, k, v)
+        return x
 
 
 class Doubles(Cached):

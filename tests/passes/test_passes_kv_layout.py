@@ -10,7 +10,18 @@ from typing import Any
 
 import cachecase
 import pytest
-from cachecase import SMALL, Attends, Doubles, Gives, Present, Reader, Reads, Stack
+from cachecase import (
+    SMALL,
+    Attends,
+    AttendsTo,
+    Doubles,
+    Gives,
+    Present,
+    Reader,
+    Reads,
+    Shares,
+    Stack,
+)
 from passcase import CPU, WHOLE, assert_same, line_of
 from random_layers import random_layer, random_model
 
@@ -206,6 +217,19 @@ def test_layers_hand_caches_on() -> None:
     assert {str(v.type.layout) for v in caches_of(lowered.graph)} == {"bnsd:paged/4"}
     assert not relayouts(lowered)
     assert trace(Gives("sbnd")).results[1].type.layout == Layout("sbnd")
+
+
+@pytest.mark.parametrize("combination", ALL, ids=":".join)
+def test_layers_that_share_a_cache(combination: tuple[str, str, str]) -> None:
+    """Those after the first become a repeat, whose turns read one cache that none of them owns."""
+    lowered = run_pipeline(trace(Shares()), CPU, options_of(*combination), verify=True)
+    assert "repeat" in [n.name for n in lowered.graph.nodes]
+    assert {v.type.layout for v in caches_of(lowered.graph)} == {layout_of(*combination)}
+    run_pass(KVLayout(*combination[:2], None, combination[2]), Lowered(trace(Shares())), CPU)
+
+
+def test_a_cache_that_is_appended_to_twice() -> None:
+    run_pipeline(trace(AttendsTo("twice")), CPU, {"kv_layout": {"policy": "shift"}}, verify=True)
 
 
 def test_a_cache_that_is_an_input() -> None:

@@ -7,7 +7,17 @@ from typing import Any
 
 import cachecase
 import pytest
-from cachecase import Attends, Doubles, Gives, Present, Reader, Reads, Two
+from cachecase import (
+    Attends,
+    AttendsTo,
+    Doubles,
+    Gives,
+    Present,
+    Reader,
+    Reads,
+    Shares,
+    Two,
+)
 from passcase import CPU, WHOLE, graph_of, leaf, line_of
 
 from graphdsl.errors import GraphError, Loc
@@ -110,6 +120,24 @@ def test_attention_that_does_not_say_what_is_there(options: Any, lacks: str, pol
     assert reason in error.message
     assert "positions and causal=True" in error.hint
     run_pipeline(trace(Attends(**options)), CPU, {"kv_layout": {"storage": "int8"}}, verify=True)
+
+
+@pytest.mark.parametrize(("what", "reason"), [
+    ("old", "before the tokens of its positions are appended"),
+    ("others", "by other positions than were appended")])
+def test_a_cache_that_shifts_is_read_by_its_last_append(what: str, reason: str) -> None:
+    error = refusal(AttendsTo(what), {"policy": "shift"})
+    assert error.loc == line(what)
+    assert reason in error.message
+    assert what != "others" or f"written at {line('one append')}" in error.message
+    for policy in ("contiguous", "paged"):
+        run_pipeline(trace(AttendsTo(what)), CPU, {"kv_layout": {"policy": policy}})
+
+
+@pytest.mark.parametrize("target", [CPU, replace(WHOLE, kv_policies=CPU.kv_policies)])
+def test_layers_that_read_a_shifting_cache_by_other_positions(target: Any) -> None:
+    assert "by other positions than were appended" in refusal(
+        Shares(same=False), {"policy": "shift"}, target).message
 
 
 @pytest.mark.parametrize(("layer", "marker"), [(Doubles, "rows"), (Present, "present")])

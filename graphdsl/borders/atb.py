@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 INPUTS = ("x", "positions", "cos", "sin")
 BEHIND = ("position_ids", "cos_table", "sin_table", "mask", "past_key", "past_value")
+GROWN = ("hidden", "mask", "past_key", "past_value")
+"""Tensors that differ from call to call."""
 ORDER = "sbnd"
 WANTED = "[seq, batch, kv_heads, dim]"
 
@@ -137,6 +139,9 @@ class AtbLayer:
                              "torch.Tensor", hint="only mask may be None; a first past has seq 0")
         if found.device.type != "cpu":
             raise GraphError(f"{self._graph.name}: {name} is on {found.device}, wanted the CPU")
+        if found.requires_grad and torch.is_grad_enabled() and name in GROWN:
+            raise GraphError(f"{self._graph.name}: {name} requires grad, and a built operator has "
+                             "no backward", hint="call it under torch.no_grad()")
         return found
 
     def _check_past(self, past: list[Tensor], batch: int) -> None:

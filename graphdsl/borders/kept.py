@@ -93,9 +93,11 @@ class Kept:
                         for t, b in zip(tensors, self.buffers, strict=True)))
 
     def _allocate(self, tensors: Sequence[Tensor], rows: int) -> None:
-        self.buffers = tuple(
-            torch.zeros([rows if i == self.axis else size for i, size in enumerate(t.shape)],
-                        dtype=t.dtype) for t in tensors)
+        # Tensors made in inference mode could not be written outside of it.
+        with torch.inference_mode(False):
+            self.buffers = tuple(
+                torch.zeros([rows if i == self.axis else size for i, size in enumerate(t.shape)],
+                            dtype=t.dtype) for t in tensors)
 
 
 def _others(tensor: Tensor, axis: int) -> list[int]:

@@ -181,6 +181,13 @@ def test_a_past_of_others_is_taken_in(built: AtbLayer, theirs: Theirs) -> None:
         torch.testing.assert_close(ours, other, rtol=0, atol=TOLERANCE)
 
 
+def test_inside_and_outside_of_inference_mode(built: AtbLayer, theirs: Theirs) -> None:
+    with torch.inference_mode():
+        before = built.execute(call(theirs))
+    after = built.execute(call(theirs, past_key=PAST.clone(), past_value=PAST.clone()))
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
 def test_a_buffer_grows(options: BuildOptions, theirs: Theirs) -> None:
     layer, past, again = AtbLayer(llama.LlamaLayer(SIZES), options, reserve=1), empty(), empty()
     at = torch.zeros(BATCH, 1, dtype=torch.int64)
@@ -257,6 +264,7 @@ PAST = torch.ones(2, BATCH, SIZES.kv_heads, SIZES.head_dim)
     ({"mask": [1]}, "mask is a list"),
     ({"past_key": None}, "past_key is a NoneType"),
     ({"past_key": torch.ones(0, device="meta")}, "past_key is on meta"),
+    ({"past_key": PAST.clone().requires_grad_()}, "past_key requires grad"),
     ({"past_key": PAST.double()}, r"past_key is torch\.float64"),
     ({"past_key": PAST.permute(1, 2, 0, 3)[:, :, :1]},
      r"hint: past_key\.permute\(2, 0, 1, 3\)"),

@@ -16,7 +16,10 @@ from graphdsl.builder import BuildOptions, build_graph
 from graphdsl.ir import Graph, Layout, Value
 from graphdsl.layer import KVCache, Layer, Param, trace
 from graphdsl.lazy import torch_dtype
+from graphdsl.models import llama
+from graphdsl.models.llama import Llama
 from graphdsl.ops import attention, concat, rms_norm, rope
+from graphdsl.passes.samples import samples
 from graphdsl.reference import TOLERANCE, error_of, run
 from graphdsl.runtime.caches import dequantised, logical, physical, quantised
 from graphdsl.runtime.operator import Operator
@@ -27,6 +30,9 @@ SLOTS, HEADS, DIM = 12, 2, 10
 STEPS = (((0, 1, 2, 3, 4), (-1, -1, 0, 1, 2)), ((5,), (3,)), ((6, 7, 8), (-1, -1, -1)),
          ((9,), (4,)), ((10, -1, 11), (5, 6, 7)))
 """The positions of two sequences: chunks, single tokens, padding anywhere."""
+VOCAB = 29
+SMALL = llama.Config(vocab=VOCAB, hidden=16, layers=4, heads=4, kv_heads=HEADS, head_dim=DIM,
+                     ffn=24)
 
 
 @dataclass(frozen=True)
@@ -105,11 +111,12 @@ def inputs_of(graph: Graph, at: tuple[tuple[int, ...], ...], step: int) -> dict[
     made: dict[str, Tensor] = {}
     generator = torch.Generator().manual_seed(step)
     for leaf in graph.inputs:
-        sizes = {"batch": 2, "tokens": len(at[0])}
+        sizes = {"batch": 2, "tokens": len(at[0]), "outputs": 1}
         shape = [size if isinstance(size, int) else sizes[str(size)] for size in leaf.shape]
-        made[leaf.name] = torch.randn(shape, generator=generator).to(
-            torch.bfloat16 if leaf.dtype == "bf16" else torch.float32)
-    return made | {"positions": torch.tensor(at, dtype=torch.int32)}
+        made[leaf.name] = torch.randn(shape, generator=generator).to(torch_dtype(leaf.dtype))
+    known = {"positions": torch.tensor(at), "rows": torch.full((2, 1), len(at[0]) - 1),
+             "ids": torch.randint(0, VOCAB, (2, len(at[0])), generator=generator)}
+    return {name: known[name].int() if name in known else made[name] for name in made}
 
 
 def empty_state(operator: Operator) -> dict[str, Tensor]:
@@ -133,9 +140,9 @@ def caches_of(operator: Operator, state: Mapping[str, Tensor],
 
 def steps_of(operator: Operator, graph: Graph) -> Iterator[Step]:
     """All steps one after the other on the same state, and the same in the reference."""
-    dtype = torch.bfloat16 if graph.state[0].dtype == "bf16" else torch.float32
+    dtype = torch_dtype(graph.state[0].dtype)
     empty = {v.name: torch.zeros(2, SLOTS, HEADS, DIM, dtype=dtype) for v in graph.state}
-    params = {v.name: torch.rand(v.shape, dtype=dtype) + 0.5 for v in graph.params}  # type: ignore[arg-type]
+    params = samples(graph, 0).params
     lengths = torch.zeros(2, dtype=torch.long)
     state, known = empty_state(operator), dict(empty)
     operator.bind(params)
@@ -180,7 +187,8 @@ def test_appends(how: str, dtype: str, threads: int, options: BuildOptions) -> N
         for name, y, wanted in zip(LAYOUTS, step.result[real].split(DIM, -1),
                                    step.wanted[real].split(DIM, -1), strict=True):
             int8_is_read = "int8" in name and how != "kv_append"
-            assert error_of(y, wanted) <= (0.03 if int8_is_read else TOLERANCE[dtype]), name
+            bound = 2 * TOLERANCE[dtype]  # the reference rounds after every kernel as well
+            assert error_of(y, wanted) <= (0.04 if int8_is_read else bound), name
         for name, cache in step.caches.items():
             layout = layout_of(operator, name)
             assert not wrong(cache, step.expected[name], layout, dtype).any(), (name, str(layout))
@@ -202,6 +210,24 @@ def test_copies_and_exact_rows(options: BuildOptions) -> None:
                 wanted = dequantised(quantised(wanted), torch.float32)
             assert torch.equal(step.caches[name], wanted), name
             assert torch.equal(piece * held, wanted), name
+
+
+@pytest.mark.parametrize(("layout", "turns"), [
+    ({"order": "sbnd", "policy": "paged", "block": "4"}, "2"), ({"policy": "shift"}, "2"),
+    ({"policy": "paged", "block": "4"}, "9")], ids=["rolled", "rolled shift", "unrolled"])
+def test_models(layout: Mapping[str, str], turns: str, options: BuildOptions) -> None:
+    """Layers that are rolled hand the table on to every turn; those that are not share a call."""
+    graph = trace(Llama(SMALL))
+    passes = {"kv_layout": layout, "roll": {"min_turns": turns}}
+    operator = Operator(Path(build_graph(graph, replace(options, passes=passes)).path))
+    source = (operator.path / "src" / "Llama.cpp").read_text()
+    assert source.count(" rope_append(team") == 1
+    assert ("for (i64 turn" in source) == (turns == "2")
+    for step in steps_of(operator, graph):
+        real = step.inputs["positions"][:, -1] >= 0
+        assert error_of(step.result[real], step.wanted[real]) <= TOLERANCE["f32"]
+        for name, cache in step.caches.items():
+            assert error_of(cache, step.expected[name]) <= TOLERANCE["f32"], name
 
 
 def test_equal_layers_share_their_code(options: BuildOptions) -> None:

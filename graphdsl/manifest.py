@@ -63,7 +63,8 @@ def manifest_of(plan: Plan, source: Graph, identity: Identity) -> Json:
         "inputs": [_input_json(p.value, bounds) for p in by_kind.get("input", [])],
         "state": [_input_json(p.value, bounds) for p in by_kind.get("state", [])],
         "paged": [{"positions": None if read.positions is None else read.positions.name,
-                   "table": read.table.name, "block": read.block} for read in pages],
+                   "table": read.table.name, "block": read.block}
+                  for read in pages if not read.sparse],
         "weights": [{"name": v.name, **type_json(v.type)} for v in source.params],
         "params": [_param_json(p, plan) for p in by_kind.get("param", [])],
         "outputs": [{"name": f"output{i}", **type_json(p.value.type)}

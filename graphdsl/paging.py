@@ -8,17 +8,22 @@ from dataclasses import dataclass
 from graphdsl.ir import Graph, Node, Size, Value
 from graphdsl.passes.repeat import operands_of
 
+SPARSE = ("relayout",)
+"""Kernels to which slots of a page without a block are zeros."""
+
 
 @dataclass(frozen=True)
 class PagedRead:
     """Slots of a paged cache that kernels find through a block table: those up to the positions of
     an input, or where `positions` is None any that the table has. `slots` is the size of the
-    cache's logical axis, which no tensor in memory has."""
+    cache's logical axis, which no tensor in memory has. `sparse` says that a page without a block
+    may be among them."""
 
     positions: Value | None
     table: Value
     block: int
     slots: Size
+    sparse: bool
 
 
 def paged_reads(graph: Graph) -> list[PagedRead]:
@@ -41,7 +46,7 @@ def _reads(graph: Graph, known: Mapping[Value, Value]) -> Iterator[PagedRead]:
         if table in home and cache is not None and layout is not None and layout.block:
             assert table is not None
             yield PagedRead(_positions(node, operands, home), home[table], layout.block,
-                            cache.shape[1])
+                            cache.shape[1], node.name in SPARSE)
 
 
 def _positions(node: Node, operands: Mapping[str, Value],

@@ -79,7 +79,8 @@ class Filled:
 
 def _block(manifest: Json) -> int:
     """The slots of a block of paged caches; 0 where there are none."""
-    return max((entry["block"] for entry in manifest.get("paged", ())), default=0)
+    ports = (*manifest["inputs"], *manifest["state"])
+    return max((port["layout"]["block"] for port in ports if "layout" in port), default=0)
 
 
 def physical(tensor: Tensor, port: Json, *, table: Tensor | None = None, blocks: int = 0,

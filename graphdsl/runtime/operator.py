@@ -134,7 +134,7 @@ class Operator:
     @property
     def block(self) -> int:
         """The slots of a block of paged caches; 0 where there are none."""
-        return max((check.block for check in self.pages), default=0)
+        return max((p.layout.block for p in self.inputs + self.state if p.layout), default=0)
 
     def whole_pages(self, slots: int) -> int:
         """The capacity of a state for at least so many slots: whole pages of paged caches."""
@@ -153,10 +153,9 @@ class Operator:
                                  f"to {dim.hi}")
         pages = self.whole_pages(slots) // max(self.block, 1)
         dims = {**wanted, "pages": pages, "blocks": batch * pages}
-        tables = {self._given_names[check.table] for check in self.pages}
         own = torch.arange(batch * pages, dtype=torch.int32).view(batch, pages)
-        return {p.name: own.clone() if p.name in tables
-                else torch.zeros(p.sizes(dims), dtype=p.dtype) for p in self.state}
+        return {p.name: torch.zeros(p.sizes(dims), dtype=p.dtype) if p.layout else own.clone()
+                for p in self.state}
 
     def __call__(self, *inputs: Tensor, state: State | None = None) -> Any:
         """The results, one tensor or a tuple; `state` is changed in place.

@@ -68,12 +68,12 @@ class PageCheck:
     def check_blocks(self, owner: str, names: Sequence[str], tensors: Sequence[Tensor]) -> None:
         """Raises GraphError for a position whose page, or one before it, has no block."""
         table, name = tensors[self.table], names[self.table]
-        what = "slot" if self.positions is None else names[self.positions]
+        what = "slots" if self.positions is None else names[self.positions]
         for sequence, position in enumerate(self._last(tensors)):
             missing = torch.nonzero(table[sequence, :position // self.block + 1] < 0)
             if position >= 0 and len(missing):
                 page = int(missing[0])
-                raise GraphError(f"{owner}: {what} of sequence {sequence} goes up to {position}, "
+                raise GraphError(f"{owner}: {what} of sequence {sequence} reach {position}, "
                                  f"but {name}[{sequence}, {page}] is -1: slots "
                                  f"{page * self.block} to {(page + 1) * self.block - 1} have no "
                                  "block", hint=f"put the number of a free block into {name}")

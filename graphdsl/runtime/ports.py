@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+HINTS = {"slots": "the cache is full: make a state with more slots; -1 marks padding",
+         "blocks": "it holds numbers of blocks of the pool; -1 marks a page without one"}
+"""What to do about a number that has to be below one of these dims."""
+
+
 @dataclass(frozen=True)
 class Extent:
     """A size: a constant and a multiple of some dims."""
@@ -148,9 +153,8 @@ class Port:
             low, high = (extent.value(dims) for extent in extents)
             if least >= low and most < high:
                 continue
-            hint = "the highest is the size of what is indexed, less 1"
-            if any(name == "slots" for name, _ in extents[1].terms):
-                hint = "the cache is full: make a state with more slots; -1 marks padding"
+            hint = HINTS.get(extents[1].dim or "",
+                             "the highest is the size of what is indexed, less 1")
             raise GraphError(f"{owner}: {self.name} holds {least if least < low else most}, "
                              f"wanted {low} to {high - 1}", hint=hint)
 

@@ -100,12 +100,12 @@ void check_blocks(const Entry& entry, const PageCheck& check,
                   const std::vector<at::Tensor>& tensors) {
   const at::Tensor& table = tensors[check.table];
   const std::string& name = entry.port(check.table).name;
-  const auto what = check.positions < 0 ? "slot" : entry.port(check.positions).name;
+  const auto what = check.positions < 0 ? "slots" : entry.port(check.positions).name;
   const auto last = last_positions(check, tensors);
   for (std::int64_t i = 0; i < table.size(0); ++i) {
     const auto* row = table.const_data_ptr<std::int32_t>() + i * table.size(1);
     for (std::int64_t page = 0; page * check.block <= last[i]; ++page) {
-      TORCH_CHECK(row[page] >= 0, entry.name, ": ", what, " of sequence ", i, " goes up to ",
+      TORCH_CHECK(row[page] >= 0, entry.name, ": ", what, " of sequence ", i, " reach ",
                   last[i], ", but ", name, "[", i, ", ", page, "] is -1: slots ",
                   page * check.block, " to ", (page + 1) * check.block - 1, " have no block");
     }

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runtime_layers import Block, Pair, Words, built, opened
+from runtime_layers import PAGED, Block, Pair, Words, built, opened
 
 from graphdsl.runtime.operator import Operator
 
@@ -45,6 +45,16 @@ def words_path(cache: Path) -> Path:
 @pytest.fixture
 def words(words_path: Path) -> Operator:
     return opened(words_path)
+
+
+@pytest.fixture(scope="session")
+def paged_path(cache: Path) -> Path:
+    return built(Block(), cache, layout=PAGED)
+
+
+@pytest.fixture
+def paged(paged_path: Path) -> Operator:
+    return opened(paged_path)
 
 
 @pytest.fixture

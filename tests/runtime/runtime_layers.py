@@ -12,6 +12,7 @@ import torch
 from graphdsl.builder import BuildOptions, build_graph
 from graphdsl.ir import Value
 from graphdsl.layer import KVCache, Layer, Param, trace
+from graphdsl.layout import Layout
 from graphdsl.ops import (
     attention,
     embedding,
@@ -28,6 +29,7 @@ HIDDEN = 32
 LENGTHS = (7, 1, 1, 3, 5, *[1] * 15)
 """Twenty steps: prompts and single tokens."""
 SLOTS = sum(LENGTHS)
+PAGED = "bnsd:paged/4"
 SECONDS = 60
 """After which a child that hangs is ended."""
 
@@ -81,10 +83,18 @@ class Words(Layer):
         return embedding(ids, self.table) + transpose(turned, order=(1, 0, 2))
 
 
-def built(layer: Layer, cache: Path, dtype: str = "f32") -> Path:
-    """The folder of the layer's build."""
-    options = BuildOptions(cache, dtype=dtype, environment=dict(os.environ))
+def built(layer: Layer, cache: Path, dtype: str = "f32", layout: str = "") -> Path:
+    """The folder of the layer's build; all caches have the layout, if one is given."""
+    options = BuildOptions(cache, dtype=dtype, environment=dict(os.environ),
+                           passes={"kv_layout": options_of(layout)} if layout else {})
     return build_graph(trace(layer, dtype), options).path
+
+
+def options_of(layout: str) -> dict[str, str]:
+    """The options of kv_layout that ask for this layout."""
+    asked = Layout.parse(layout)
+    found = {"order": asked.order, "policy": asked.policy, "storage": asked.storage}
+    return found | ({"block": str(asked.block)} if asked.block else {})
 
 
 def weights_of(operator: Operator, seed: int = 0) -> dict[str, torch.Tensor]:

@@ -22,13 +22,15 @@ from cachecase import (
     Shares,
     Stack,
 )
-from passcase import CPU, WHOLE, assert_same, line_of
+from passcase import CPU, WHOLE, assert_same, graph_of, leaf, line_of
 from random_layers import random_layer, random_model
 
-from graphdsl.ir import Graph, Layout, Node, TensorType, Value
-from graphdsl.layer import BATCH, trace
+from graphdsl.ir import Dim, Graph, Layout, Node, TensorType, Value
+from graphdsl.layer import BATCH, SLOTS, trace
 from graphdsl.layout import ORDERS, PAGES, POLICIES, TABLE
 from graphdsl.models.llama import Llama, LlamaLayer
+from graphdsl.ops.attention import attention
+from graphdsl.ops.kv import kv_append
 from graphdsl.passes.base import Fired
 from graphdsl.passes.caches import CACHES
 from graphdsl.passes.kv_layout import BLOCK, KVLayout
@@ -41,6 +43,7 @@ from graphdsl.printer import text
 Golden = Callable[[str, str], None]
 ALL = list(itertools.product(ORDERS, POLICIES, ("", "int8")))
 TAKING = replace(WHOLE, kv_policies=CPU.kv_policies, kv_storages=CPU.kv_storages)
+TOKENS = Dim("tokens")
 CACHES_HERE = cachecase.__file__
 
 
@@ -129,6 +132,19 @@ def test_the_block_table() -> None:
     assert [v.type for v in repeat.body.inputs].count(table.type) == 1
     assert problem_of(lowered.graph) == ""
     assert set(samples(lowered.graph, 0).state) == {v.name for v in lowered.graph.state}
+
+
+def test_a_block_table_that_is_given() -> None:
+    """Who hands a table to all that is paged gets no other."""
+    pool = TensorType((BATCH, SLOTS, 2, 4), "f32", Layout("bsnd", "paged", 4, pinned=True))
+    kv = Value(pool, name="kv", kind="state")
+    x, positions = leaf("x", BATCH, TOKENS, 2, 4), leaf("positions", BATCH, TOKENS, dtype="i32")
+    table = leaf("pages", BATCH, PAGES, dtype="i32")
+    new = kv_append(kv, x, positions, table)
+    graph = graph_of(attention(x, new, new, positions, table=table), new, state=(kv,))
+    lowered = run_pipeline(graph, CPU, verify=True)
+    assert lowered.graph.state == (kv,)
+    assert [n.inputs[-1] for n in lowered.graph.nodes] == [table, table]
 
 
 def test_what_is_not_asked_for_is_the_backends() -> None:

@@ -11,6 +11,7 @@ from passcase import CPU, assert_same
 from random_graphs import kernel_soup, plain_soup, random_graph, random_layer, random_model
 
 from graphdsl.ir import Graph
+from graphdsl.layout import ORDERS
 from graphdsl.passes import expand
 from graphdsl.passes.base import Pass
 from graphdsl.passes.catalogue import FUSIONS, groups
@@ -75,7 +76,9 @@ def test_random_passes_in_random_order(seed: int) -> None:
     """Passes that do not need one another may come in any order, and twice."""
     draw = random.Random(seed)
     graph = [kernel_soup, random_layer, random_model][seed % 3](seed + 200)
-    passes: list[Pass] = [CleanUp(), Fold(), KVLayout(), Roll(), Hoist()]
+    layout = KVLayout(ORDERS[seed % 3], ("contiguous", "paged")[seed // 3 % 2], None,
+                      ("", "int8")[seed // 6])
+    passes: list[Pass] = [CleanUp(), Fold(), layout, Roll(), Hoist()]
     chosen = [draw.choice(passes) for _ in range(draw.randint(1, 6))]
     opening = next(p for p in PIPELINE if p.name == "expand")
     late: list[Pass] = draw.sample([FuseLoops(), FuseEpilogues(), FusePrologues()],

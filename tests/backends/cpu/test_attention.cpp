@@ -51,6 +51,12 @@ template <class E> struct Rows {
     if (layout.block) c.table = table.get(), c.table_stride = slots / layout.block;
     return c;
   }
+  E* row(i64 b, i64 s, i64 h, i64 length) const {
+    const gd::Cache<const E> c = cache();
+    if (layout.shifts) s += slots - length;
+    if (layout.block) b = table[(b * slots + s) / layout.block], s %= layout.block;
+    return memory.get() + b * c.stride[0] + s * c.stride[1] + h * c.stride[2];
+  }
 };
 
 template <class E> static void make_row(E* row, i64 dim, double* number) {
@@ -90,13 +96,11 @@ static Rows<E> make_rows(i64 batch, i64 slots, i64 heads, i64 dim, Layout layout
                make_table(batch, pages, layout.block, lengths),
                std::vector<double>(size_t(batch * slots * heads * dim))};
   x.memory = Buffer<E>(rows * x.row_size());
-  __builtin_memset(static_cast<void*>(x.memory.get()), 0xff,
-                   size_t(x.memory.n) * sizeof(E));
-  const gd::Cache<const E> cache = x.cache();
+  __builtin_memset(static_cast<void*>(x.memory.get()), 0xff, size_t(x.memory.n) * sizeof(E));
   for (i64 b = 0; b < batch; ++b)
     for (i64 s = 0; s < lengths[size_t(b)]; ++s)
       for (i64 h = 0; h < heads; ++h)
-        make_row(const_cast<E*>(cache.row(b, s, h, cache.origin(lengths[size_t(b)]))), dim,
+        make_row(x.row(b, s, h, lengths[size_t(b)]), dim,
                  &x.number[size_t(((b * slots + s) * heads + h) * dim)]);
   return x;
 }

@@ -5,8 +5,10 @@
 
 All layouts are in one process, with the same packed weights. First every one of them writes
 `--tokens` tokens greedily behind a short prompt, to be compared with those of the first layout.
-Then each is given the same `--past` tokens, and they take turns at `--steps` decode steps; medians
-are printed, and how far the logits behind the past are from those of the first layout.
+Then each is given the same `--past` tokens, and they take turns at `--steps` decode steps. Printed
+are the median and the least time of a step, the median of its ratio to the first layout in the same
+turn, which is what a busy machine disturbs least, and how far the logits behind the past are from
+those of the first.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import statistics
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from operator import truediv
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +113,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
                 runner.timed(given.steps)
     results = [{"layout": runner.layout, "decode_ms": statistics.median(runner.times),
                 "min_ms": min(runner.times), "max_ms": max(runner.times),
+                "ratio": statistics.median(map(truediv, runner.times, all_runners[0].times)),
                 "logits_relative_error": error_of(found, logits[0]),
                 "same_tokens": _alike(written, tokens[0])}
                for runner, found, written in zip(all_runners, logits, tokens, strict=True)]
@@ -136,13 +140,10 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     found = measure(given)
-    best = min(result["decode_ms"] for result in found["results"])
     print(f"{given.dtype}, {given.threads} threads: a decode step behind {given.past} tokens")
     for result in found["results"]:
-        print(f"{result['layout']:20} {result['decode_ms']:8.2f} ms   best x "
-              f"{result['decode_ms'] / best:.2f}   logits differ by "
-              f"{result['logits_relative_error']:.1e}   {result['same_tokens']} of {given.tokens} "
-              "tokens the same")
+        print("{layout:20} {decode_ms:7.2f} ms (least {min_ms:.2f})   x {ratio:.2f}   logits "
+              "{logits_relative_error:.1e}   {same_tokens} tokens the same".format(**result))
     if given.json:
         given.json.write_text(json.dumps(found, indent=1) + "\n")
 

@@ -88,8 +88,8 @@ class Kept:
     def _fits(self, tensors: Sequence[Tensor], rows: int) -> bool:
         """Whether other tensors can be taken into the buffers as they are."""
         return (rows <= self.capacity and len(tensors) == len(self.buffers)
-                and all(t.dtype == b.dtype and _others(t, self.axis) == _others(b, self.axis)
-                        and _storage(t) != _storage(b)
+                and all(_writable(b) and _storage(t) != _storage(b) and t.dtype == b.dtype
+                        and _others(t, self.axis) == _others(b, self.axis)
                         for t, b in zip(tensors, self.buffers, strict=True)))
 
     def _allocate(self, tensors: Sequence[Tensor], rows: int) -> None:
@@ -103,6 +103,11 @@ class Kept:
 def _others(tensor: Tensor, axis: int) -> list[int]:
     """The sizes of all axes but one."""
     return [size for i, size in enumerate(tensor.shape) if i != axis]
+
+
+def _writable(tensor: Tensor) -> bool:
+    """torch writes to tensors of the inference mode only in that mode."""
+    return torch.is_inference_mode_enabled() or not tensor.is_inference()
 
 
 def _storage(tensor: Tensor) -> int:

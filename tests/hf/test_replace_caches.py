@@ -170,6 +170,20 @@ def test_prompt_lookup(make: Callable[[int], Pair]) -> None:
     assert torch.equal(wanted, found)
 
 
+def test_a_cache_of_the_inference_mode_goes_on_without(make: Callable[[int], Pair]) -> None:
+    pair = make(AMPLE)
+    cache = DynamicCache(config=pair.ours.config)
+    ids = prompts(2, 9)
+    with torch.inference_mode():
+        pair.ours(ids[:, :PROMPT], past_key_values=cache)
+    with torch.no_grad():
+        pair.ours(ids[:, PROMPT:8], past_key_values=cache)
+        cache.reorder_cache(torch.tensor([1, 0]))
+        found = pair.ours(ids[:, 8:], past_key_values=cache).logits[0, -1]
+        wanted = pair.theirs(torch.cat([ids[1:, :8], ids[:1, 8:]], 1)).logits[0, -1]
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
+
+
 @torch.no_grad()
 def test_a_copied_cache_goes_its_own_way(make: Callable[[int], Pair]) -> None:
     pair = make(AMPLE)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
+
 import pytest
 import torch
-from replacecase import CONFIGS, MODES, Pair, padded, pair_of, prompts
+from replacecase import CONFIGS, MODES, STATIC, Pair, padded, pair_of, prompts, random_model
 from torch import Tensor
 
 from graphdsl.builder import BuildOptions
+from graphdsl.hf.replace import replace_layers
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -64,3 +68,26 @@ def test_hidden_states(pair: Pair) -> None:
 
 def near(ours: Tensor, theirs: Tensor) -> bool:
     return bool((ours - theirs).abs().max() <= 1e-4 * theirs.abs().max())
+
+
+@torch.no_grad()
+@pytest.mark.fuzz
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", ["llama", "gemma3", "mixtral"])
+def test_bf16_is_as_near_to_f32_as_transformers_is(family: str, attention: str,
+                                                   options: BuildOptions) -> None:
+    exact = random_model(CONFIGS[family]())
+    theirs = copy.deepcopy(exact).bfloat16()
+    ours = copy.deepcopy(theirs)
+    replace_layers(ours, replace(options, dtype="bf16"))
+    errors = []
+    for model in (theirs, ours):
+        exact.set_attn_implementation(attention)
+        model.set_attn_implementation(attention)
+        given = padded()
+        real = given["attention_mask"].bool()
+        wanted = exact(**given).logits[real]
+        errors.append((model(**given).logits[real].float() - wanted).pow(2).mean().sqrt())
+    assert errors[1] <= 1.5 * errors[0]
+    for mode in ({}, STATIC):
+        assert ours.generate(**padded(), **mode, max_new_tokens=9, do_sample=False).shape == (3, 16)

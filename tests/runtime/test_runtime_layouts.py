@@ -11,14 +11,17 @@ import torch
 from runtime_layers import PAGED, SLOTS, Block, built, opened, session, steps
 
 from graphdsl import reference
+from graphdsl.errors import GraphError
 from graphdsl.layer import trace
 from graphdsl.layout import Layout
 from graphdsl.passes.samples import samples
 from graphdsl.reference import STORAGE_TOLERANCE, TOLERANCE, error_of
 from graphdsl.runtime.caches import Filled, dequantised, logical, physical, quantised
+from graphdsl.runtime.dims import PlanDim
 from graphdsl.runtime.door import torch_op
 from graphdsl.runtime.module import OperatorModule
 from graphdsl.runtime.operator import Operator, State
+from graphdsl.runtime.ports import Extent
 from graphdsl.runtime.torch_class import register
 
 LAYOUTS = ("sbnd", PAGED, "bsnd:shift", "sbnd:paged/3:int8")
@@ -87,12 +90,20 @@ def test_one_build_serves_every_capacity_and_batch(laid: Operator, block: Operat
         assert error_of(found, wanted) < tolerance_of(laid)
 
 
-def test_a_last_page_may_reach_beyond_the_bounds(paged: Operator) -> None:
-    dims = {dim.name: dim for dim in paged.dims}
-    assert str(dims["slots"].equals) == "4*pages"
-    assert dims["slots"].step == 4
-    assert paged.whole_pages(8) == 8
-    assert paged.whole_pages(9) == 12
+def test_slots_are_those_of_whole_pages(paged: Operator) -> None:
+    assert {d.name: str(d.equals) for d in paged.dims if d.equals} == {"slots": "4*pages"}
+    assert [paged.whole_pages(slots) for slots in (1, 8, 9)] == [4, 8, 12]
+
+
+def test_bounds_of_a_dim_that_is_computed() -> None:
+    slots = PlanDim("slots", 1, 10, Extent((("pages", 4),), 0))
+    sizes = {"pages": 3}
+    slots.check("Block", sizes)  # the last page may reach beyond 10
+    assert sizes["slots"] == 12
+    with pytest.raises(GraphError, match="Block: slots is 16, wanted 1 to 10"):
+        slots.check("Block", {"pages": 4})
+    with pytest.raises(GraphError, match=r"slots is 9, but 4\*pages is 12\n.*a mask or cache has"):
+        slots.check("Block", {"pages": 3, "slots": 9})
 
 
 @pytest.mark.parametrize("layout", ["sbnd", "bsnd:paged/3", "bnsd:shift", "bnsd:paged/4:int8",

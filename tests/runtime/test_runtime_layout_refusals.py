@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from runtime_layers import Block, built, opened
+from runtime_layers import PAGED, Block, built, opened
 
 from graphdsl.errors import GraphError
+from graphdsl.ir import Value
+from graphdsl.layer import KVCache, Layer
+from graphdsl.ops import attention
 from graphdsl.runtime.operator import Operator, State
 from graphdsl.runtime.torch_class import register
 
@@ -100,6 +103,31 @@ def test_padding_needs_no_block(paged: Operator) -> None:
     y = paged(X, positions, state=state)
     alone = paged(X[:1], POSITIONS[:1], state=paged.new_state(1, 8))
     torch.testing.assert_close(y[:1], alone)
+
+
+class Later(Layer):
+    """Positions that the layer computes, so that nobody knows them before it runs."""
+
+    signature = ("x[batch, tokens, 2, 16], positions[batch, tokens]:i32"
+                 " -> y[batch, tokens, 2, 16]")
+
+    def __init__(self) -> None:
+        self.kv = KVCache(2, 16)
+
+    def forward(self, x: Value, positions: Value) -> Value:
+        later = positions + 1
+        kv = self.kv.append(x, x, later)
+        return attention(x, kv.k, kv.v, later)
+
+
+def test_positions_that_are_computed_need_every_block(cache: Path) -> None:
+    later = opened(built(Later(), cache, layout=PAGED))
+    x, state = torch.randn(2, 3, 2, 16), later.new_state(2, 8)
+    assert later.manifest["paged"] == [{"positions": None, "table": "block_table", "block": 4}]
+    assert later(x, POSITIONS, state=state).shape == x.shape
+    state["block_table"][1, 1] = -1
+    with pytest.raises(GraphError, match=r"slots of sequence 1 reach 7, but block_table\[1, 1\]"):
+        later(x, POSITIONS, state=state)
 
 
 def test_a_pool_of_other_blocks(paged: Operator) -> None:

@@ -7,6 +7,7 @@ namespace gd {
 namespace attending {
 
 constexpr i64 few_queries = 16;  // tokens times heads of a group
+constexpr i64 fetched_ahead = 16;  // rows of the cache
 
 // A level of the tree that sums W vectors at once: a's sums go to the lanes without bit S, b's to
 // those with it.
@@ -29,22 +30,29 @@ GD_INLINE F sums_of(F (&v)[W]) {
   return v[0];
 }
 
-// Rows that are read soon: level 3 fetches them into L1, level 2 into L2.
-template <class E> struct Coming {
-  const E* const* row;
+template <class E> GD_INLINE void fetch_row(const E* row, i64 dim) {
+  for (i64 d = 0; d < dim; d += 64 / i64(sizeof(E))) __builtin_prefetch(row + d);
+}
+// `n` rows that are read one after the other, and `then` those that are read next: wherever they
+// lie, no tile begins by waiting for its first rows.
+template <class E, class Then> struct Coming {
+  const TileRows<E>& rows;
   i64 n, dim;
-  template <int Level> GD_INLINE void fetch(i64 begin, i64 end) const {
-    for (i64 i = begin; i < least(end, n); ++i)
-      for (i64 d = 0; d < dim; d += 64 / i64(sizeof(E))) __builtin_prefetch(row[i] + d, 0, Level);
+  const TileRows<Then>& then;
+  i64 then_n, then_dim;
+
+  // Fetches the rows that are read a little later than rows [at, at + count).
+  GD_INLINE void fetch(i64 at, i64 count) const {
+    const i64 begin = at + fetched_ahead, end = begin + count;
+    for (i64 i = begin; i < least(end, n); ++i) fetch_row(rows.row[i], dim);
+    for (i64 i = most(begin, n); i < least(end, n + then_n); ++i)
+      fetch_row(then.row[i - n], then_dim);
   }
 };
-template <class E> GD_INLINE Coming<E> coming(const TileRows<E>& rows, i64 n, i64 dim) {
-  return {rows.row, n, dim};
-}
-// Whether to fetch rows a tile ahead.  Where they lie side by side the machine does so by itself,
-// but not as fast as rows are read that need no unpacking.
-template <class E> GD_INLINE bool far_ahead(const Cache<const E>& c, i64 dim) {
-  return same<E, float>::value || c.block > 0 || c.stride[1] > dim + i64(sizeof(float));
+template <class E, class Then>
+GD_INLINE Coming<E, Then> coming(const TileRows<E>& rows, i64 n, i64 dim,
+                                 const TileRows<Then>& then, i64 then_n, i64 then_dim) {
+  return {rows, n, dim, then, then_n, then_dim};
 }
 
 // W scores of one query.
@@ -74,16 +82,15 @@ GD_INLINE void scale_scores(const E* const* row, i64 dim, i64 rows, float* score
   }
 }
 
-// scores[r][i] = q[r] . k[i], W keys for all queries while they are in L1, and as many rows of what
-// comes then.  `unpacked` has room for W keys in f32.
+// scores[r][i] = q[r] . k[i], W keys for all queries while they are in L1.  `unpacked` has room for
+// W keys in f32.
 template <class E, class Then>
-GD_NOINLINE void dot_keys(const float* q, i64 q_stride, i64 rows, Coming<E> k, Coming<Then> then,
+GD_NOINLINE void dot_keys(const float* q, i64 q_stride, i64 rows, const Coming<E, Then>& k,
                           float* unpacked, float* scores) {
   const i64 dim = k.dim;
   for (i64 i = 0; i < k.n; i += W) {
-    const E* const* row = k.row + i;
-    k.template fetch<3>(i + W, i + 2 * W);
-    then.template fetch<2>(i, i + W);
+    const E* const* row = k.rows.row + i;
+    k.fetch(i, W);
     if (same<E, float>::value || rows == 1) {
       dot_rows(q, q_stride, rows, row, dim, scores + i);
     } else {
@@ -133,17 +140,16 @@ GD_NOINLINE void add_all_values(const float* weights, const E* const* v, i64 key
 }
 // A few keys for all queries while they are in L1; their scales go into the weights.
 template <class E, class Then>
-GD_NOINLINE void add_tile(float* weights, i64 rows, Coming<E> v, Coming<Then> then, float* sums,
+GD_NOINLINE void add_tile(float* weights, i64 rows, const Coming<E, Then>& v, float* sums,
                           i64 sums_stride) {
   constexpr i64 step = 8;
   const i64 dim = v.dim;
   for (i64 i = 0; i < v.n; i += step) {
     const i64 n = least(step, v.n - i);
-    const E* const* from = v.row + i;
-    v.template fetch<3>(i + step, i + 2 * step);
-    then.template fetch<2>(i, i + step);
+    const E* const* from = v.rows.row + i;
+    v.fetch(i, step);
     for (i64 j = i; j < i + n; j += W)
-      if (j % W == 0) scale_scores(v.row + j, dim, rows, weights + j);
+      if (j % W == 0) scale_scores(v.rows.row + j, dim, rows, weights + j);
     i64 r = 0;
     for (; r + 4 <= rows; r += 4)
       add_all_values<4>(weights + r * tile_keys + i, from, n, dim, sums + r * sums_stride,
@@ -188,11 +194,11 @@ template <class A>
 GD_NOINLINE void few_tile(const A& a, const Sequence& of, i64 g, i64 key, i64 keys, i64 end,
                           const FewScratch& s, float* sums) {
   const i64 group = a.heads / a.kv_heads;
-  const i64 then = far_ahead(a.k, a.dim) ? least(tile_keys, end - key - keys) : 0;
+  const i64 then = least(fetched_ahead, end - key - keys);
   const TileRows k(a.k, of, g, key, keys), next(a.k, of, g, key + keys, then);
   const TileRows v(a.v, of, g, key, keys);
-  dot_keys(s.q, s.q_stride, s.rows, coming(k, keys, a.dim),
-           coming(v, far_ahead(a.v, a.value_dim) ? keys : 0, a.value_dim), s.unpacked, s.scores);
+  dot_keys(s.q, s.q_stride, s.rows, coming(k, keys, a.dim, v, keys, a.value_dim), s.unpacked,
+           s.scores);
   for (i64 r = 0; r < s.rows; ++r) {
     const i64 t = r / group;
     float* row = sums + r * s.sums_stride;
@@ -204,8 +210,8 @@ GD_NOINLINE void few_tile(const A& a, const Sequence& of, i64 g, i64 key, i64 ke
     set_running(row, run);
     shrink_row(row + 16, s.sums_stride - 16, shrink);
   }
-  add_tile(s.scores, s.rows, coming(v, keys, a.value_dim), coming(next, then, a.dim),
-           sums + 16, s.sums_stride);
+  add_tile(s.scores, s.rows, coming(v, keys, a.value_dim, next, then, a.dim), sums + 16,
+           s.sums_stride);
 }
 
 template <class A>

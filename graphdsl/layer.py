@@ -25,12 +25,12 @@ from graphdsl.ir import (
     TensorType,
     Value,
 )
-from graphdsl.layout import LAYOUTS
+from graphdsl.layout import LAYOUTS, MOST_SLOTS
 from graphdsl.op import Op, user_loc
 from graphdsl.signature import Binding, Signature, Term, parse_signature
 
 BATCH = Dim("batch", 1, 1 << 12)
-SLOTS = Dim("slots", 1, 1 << 20)
+SLOTS = Dim("slots", 1, MOST_SLOTS)
 """The capacity of the KV caches, given when a plan is made."""
 
 

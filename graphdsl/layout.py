@@ -17,6 +17,8 @@ STORAGES = ("int8", "nz")
 LAYOUTS = (f"orders: {', '.join(ORDERS)}; then :paged/BLOCK or :shift; then "
            f":{' or :'.join(STORAGES)}: bnsd, bsnd:paged/16, bnsd:int8")
 """What a layout is written as, for whoever wrote another."""
+MOST_SLOTS = 1 << 20
+"""That a cache may have for a sequence, and so that a block may have."""
 SCALE_BYTES = DTYPES["f32"]
 NZ_WIDTH = 16
 
@@ -55,6 +57,7 @@ class Layout:
         policy, _, block = (parts.pop() if parts else "contiguous").partition("/")
         layout = Layout(order, policy, int(block) if block.isdecimal() else 0, storage)
         known = order in ORDERS and policy in POLICIES and (policy == "paged") == (layout.block > 0)
+        known = known and layout.block <= MOST_SLOTS
         if not known or str(layout) != text:
             raise ValueError(f"no layout {text!r}")
         return layout

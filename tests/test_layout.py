@@ -40,7 +40,7 @@ def test_parsed(text: str, layout: Layout) -> None:
     "", "dnsb", "BSND", "bsnd:", "bsnd:ring", "bsnd:paged", "bsnd:paged/", "bsnd:paged/0",
     "bsnd:paged/-1", "bsnd:paged/x", "bsnd:shift/4", "bsnd:contiguous/4", "bsnd:int4",
     "bsnd:int8:shift", "bsnd:shift:int8:nz", "paged/16", "bsnd :shift", "bsnd:paged/\u0663",
-    "bsnd:paged/016", "bsnd:contiguous"])
+    "bsnd:paged/016", "bsnd:paged/1048577", "bsnd:contiguous"])
 def test_what_is_no_layout(text: str) -> None:
     with pytest.raises(ValueError, match="no layout"):
         Layout.parse(text)

@@ -7,8 +7,18 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from graphdsl.errors import GraphError
-from graphdsl.ir import ORDERS, POLICIES, STORAGES, Graph, Layout, Size, TensorType, Value
-from graphdsl.layout import PAGES, TABLE
+from graphdsl.ir import (
+    ORDERS,
+    POLICIES,
+    STORAGES,
+    Graph,
+    Layout,
+    Size,
+    TensorType,
+    Value,
+    terms,
+)
+from graphdsl.layout import BLOCKS, MOST_SLOTS, PAGES, TABLE
 from graphdsl.passes.base import Fired, Result
 from graphdsl.passes.caches import CacheTypes, typed, with_leaves
 from graphdsl.passes.memory import effects_of
@@ -47,6 +57,9 @@ class KVLayout:
         if self.block < 1:
             raise GraphError(f"--pass kv_layout:block={self.block}: a block has at least 1 slot",
                              hint=f"the default is {BLOCK}")
+        if self.block > MOST_SLOTS:
+            raise GraphError(f"--pass kv_layout:block={self.block}: a block has at most "
+                             f"{MOST_SLOTS} slots", hint=f"the default is {BLOCK}")
 
     def run(self, graph: Graph, target: Target) -> Result:
         _check_inputs(graph)
@@ -154,6 +167,8 @@ def _with_types(graph: Graph, types: Sequence[TensorType]) -> tuple[Graph, list[
     found = next((v for v in leaves if v.name == TABLE), None)
     sizes = [v.shape[0] for v in leaves if v.type.layout and v.type.layout.policy == "paged"]
     table = _new_table(sizes) if sizes else None
+    if table is not None:
+        _check_dims(graph)
     if found is not None and table is not None and (found.kind, found.type) == (
             table.kind, table.type):
         table = found
@@ -172,6 +187,16 @@ def _with_types(graph: Graph, types: Sequence[TensorType]) -> tuple[Graph, list[
     unchanged = all(a is b for a, b in zip((*graph.leaves, *graph.outputs),
                                            (*new.leaves, *new.outputs), strict=False))
     return (graph if unchanged else new), change.fired
+
+
+def _check_dims(graph: Graph) -> None:
+    """Raises GraphError for a leaf that has a size of its own by the name of one of the pool's or
+    of the block table's: at run time they would be the same number."""
+    for value in (v for v in graph.leaves if v.name != TABLE):
+        for dim in (d for size in value.shape for d in terms(size)):
+            if dim.name in (BLOCKS.name, PAGES.name):
+                raise GraphError(f"{graph.name}: {value.name} is {value.type}, but {dim.name} is "
+                                 "what a size of paged caches is called", hint="rename it")
 
 
 def _new_table(batches: Sequence[Size]) -> Value:

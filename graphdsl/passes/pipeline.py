@@ -169,7 +169,8 @@ def _read(what: str, text: str, default: Any, choices: tuple[str, ...] | None) -
             raise GraphError(f"--pass {what}: {text!r} is not a choice",
                              hint=f"choices: {', '.join(c for c in choices if c)}")
         return text
-    if not text.lstrip("-").isdigit():
+    try:
+        return int(text)
+    except ValueError:
         raise GraphError(f"--pass {what}: {text!r} is not a whole number",
-                         hint=f"the default is {default}")
-    return int(text)
+                         hint=f"the default is {default}") from None

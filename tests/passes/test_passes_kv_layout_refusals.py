@@ -48,7 +48,8 @@ def refusal(layer: Layer | Graph, options: dict[str, str] | None = None,
     ({"block": "8"}, "block=8: only paged caches have blocks", "policy=paged,block=8"),
     ({"block": "8", "policy": "shift"}, "only paged caches have blocks", "policy=paged,block=8"),
     ({"block": "0", **PAGED}, "block=0: a block has at least 1 slot", "the default is 16"),
-    ({"block": "-4", **PAGED}, "block=-4: a block has at least 1 slot", "the default is 16")])
+    ({"block": "-4", **PAGED}, "block=-4: a block has at least 1 slot", "the default is 16"),
+    ({"block": "1048577", **PAGED}, "a block has at most 1048576 slots", "the default is 16")])
 def test_blocks(options: dict[str, str], message: str, hint: str) -> None:
     error = refusal(Attends(), options)
     assert message in error.message
@@ -203,6 +204,17 @@ def cache(name: str, *shape: Any, kind: str = "state") -> Value:
 
 X = leaf("x", BATCH, TOKENS, 2, 4)
 POSITIONS = leaf("positions", BATCH, TOKENS, dtype="i32")
+
+
+@pytest.mark.parametrize("name", ["pages", "blocks"])
+def test_a_size_that_is_called_as_one_of_paged_caches(name: str) -> None:
+    kv, own = cache("kv", BATCH, SLOTS, 2, 4), leaf("own", Dim(name), 4)
+    graph = graph_of(own + own, kv_append(kv, X, POSITIONS), state=(kv,))
+    error = refusal(graph, PAGED)
+    assert error.message == (f"test: own is f32[{name}, 4], but {name} is what a size of paged "
+                             "caches is called")
+    assert error.hint == "rename it"
+    run_pipeline(graph, CPU, {"kv_layout": {"policy": "shift"}})
 
 
 @pytest.mark.parametrize(("taken", "what"), [("", "input"), ("param", "param"),

@@ -258,6 +258,8 @@ def test_param_is_not_overwritten() -> None:
     ({"kv_layout": {"policy": "ring"}}, "'ring' is not a choice", "contiguous, paged, shift"),
     ({"kv_layout": {"storage": "int4"}}, "'int4' is not a choice", "int8, nz"),
     ({"kv_layout": {"policy": "paged", "block": "many"}}, "'many' is not a whole", "is 16"),
+    ({"kv_layout": {"policy": "paged", "block": "--5"}}, "'--5' is not a whole", "is 16"),
+    ({"kv_layout": {"policy": "paged", "block": "\u00b2"}}, "is not a whole number", "is 16"),
     ({"loops": {"x": "1"}}, "pass loops has no option x", "none")])
 def test_unknown_options(options: Any, message: str, hint: str) -> None:
     with pytest.raises(GraphError, match=message) as caught:

@@ -31,7 +31,7 @@ from graphdsl.hf.stand_in import (
     stand_in,
 )
 from graphdsl.ir import Graph
-from graphdsl.layer import KVCache, Layer, trace
+from graphdsl.layer import Layer, trace
 from graphdsl.lazy import torch, torch_dtype
 from graphdsl.printer import text
 
@@ -92,7 +92,7 @@ def _operators(layer: Layer, builds: dict[str, LayerBuild],
 
 def _pinned(layer: Any, dtype: str) -> Graph:
     """The graph of a Layer whose cache lies as that of transformers does."""
-    layer.kv = KVCache(layer.kv.kv_heads, layer.kv.head_dim, layout="bnsd")
+    layer.kv = dataclasses.replace(layer.kv, layout="bnsd")
     return trace(layer, dtype)
 
 

@@ -24,7 +24,6 @@ COLUMNS = 64
 """Masks are padded to a multiple of so many keys, so that few plans serve all lengths."""
 OWN = ("forward", "_old_forward", "_hf_hook")
 """Attributes of a layer that call the layer itself."""
-NO_GRAD = "call the model under torch.no_grad() or through generate"
 
 
 @dataclass(frozen=True)
@@ -145,7 +144,12 @@ class Inside:
     dropout: float
 
     def __call__(self, given: Mapping[str, Any]) -> Tensor:
-        """The layer's result for the arguments of transformers' forward, by name."""
+        """The layer's result for the arguments of transformers' forward, by name.
+
+        Raises GraphError for caches, masks and inputs that it does not take.
+        """
+        if given.get("encoder_hidden_states") is not None:
+            raise GraphError("encoder_hidden_states are given to a layer without cross-attention")
         x = given["hidden_states"].contiguous()
         batch, tokens = x.shape[:2]
         rows = Rows(x.new_empty(batch, self.heads, 0, self.dim), tokens)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -154,6 +156,13 @@ def test_caches_that_are_refused(options: BuildOptions) -> None:
 
 
 @torch.no_grad()
+def test_cross_attention_is_refused(options: BuildOptions) -> None:
+    model = pair_of(CONFIGS["gpt2"](), options).ours
+    with pytest.raises(GraphError, match="a layer without cross-attention"):
+        model(prompts(), encoder_hidden_states=torch.zeros(1, 2, 40))
+
+
+@torch.no_grad()
 def test_masks_that_are_refused() -> None:
     shared = Shared()
     for mask, message in (
@@ -221,6 +230,12 @@ def test_other_heads_and_hooks_are_kept(options: BuildOptions) -> None:
     assert len(found.hidden_states) == 3
     assert [type(layer).__name__ for layer in replaced.layers] == ["BuiltLlamaDecoderLayer"] * 2
     assert not [name for name, _ in model.named_parameters() if "layers" in name]
+
+
+def test_neither_torch_nor_transformers_is_imported() -> None:
+    code = ("import sys, graphdsl.hf; "
+            "assert not {'torch', 'transformers'} & sys.modules.keys(), 'imported'")
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_public_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import random
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -161,6 +162,49 @@ def test_caches_are_cropped(make: Callable[[int], Pair]) -> None:
     steps = [4, recording, lambda c: c.crop(0), 3, lambda c: c.crop(-2), 5,
              lambda c: c.crop(-1), 1, lambda c: c.crop(0), 4, lambda c: c.crop(-3), 1]
     run_both(pair, lambda: DynamicCache(config=pair.theirs.config), steps)
+
+
+def drawn_steps(dice: random.Random, static: bool) -> list[Any]:
+    """Forwards of a few tokens, and what a caller may do to a cache in between."""
+    steps: list[Any] = [dice.randint(1, 9)]
+    recorded = not static and dice.random() < 0.5
+    if recorded:
+        steps = [recording, steps[0]]
+    for _ in range(dice.randint(3, 7)):
+        changes = ["none", "none", "reorder"]
+        changes += [] if static else ["repeat", "select"]
+        change = dice.choice(changes)
+        if change == "reorder":
+            steps.append(lambda c: c.reorder_cache(torch.arange(_batch(c)).flip(0)))
+        if change == "repeat":
+            steps.append(lambda c: c.batch_repeat_interleave(3 if _batch(c) == 1 else 1))
+        if change == "select":
+            steps.append(lambda c: c.batch_select_indices(torch.tensor([0])))
+        steps.append(dice.choice([1, 1, 1, 2, 5, 8]))
+        if recorded:
+            removed = -dice.randint(0, steps[-1] - 1)
+            steps.append(lambda c, removed=removed: c.crop(removed))
+    return steps
+
+
+def _batch(cache: Any) -> int:
+    return int(cache.layers[0].keys.shape[0])
+
+
+@torch.no_grad()
+@pytest.mark.fuzz
+def test_random_steps(fuzz_seed: int, options: BuildOptions) -> None:
+    dice = random.Random(fuzz_seed)
+    family = dice.choice(["llama", "mistral", "gemma3"])
+    pair = pair_of(CONFIGS[family](), options, dice.choice([1, 2, 5, AMPLE]))
+    config, static = pair.theirs.config, dice.random() < 0.3
+    pair.use(dice.choice(["sdpa", "eager"]))
+
+    def cache() -> Any:
+        return StaticCache(config=config, max_cache_len=80) if static else DynamicCache(
+            config=config)
+
+    run_both(pair, cache, drawn_steps(dice, static))
 
 
 def test_prompt_lookup(make: Callable[[int], Pair]) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -68,6 +70,13 @@ def test_hidden_states(pair: Pair) -> None:
 
 def near(ours: Tensor, theirs: Tensor) -> bool:
     return bool((ours - theirs).abs().max() <= 1e-4 * theirs.abs().max())
+
+
+def test_the_example_of_the_page(options: BuildOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = Path(__file__).parents[2] / "docs" / "replace.md"
+    (code,) = re.findall("```python\n(.*?)```", page.read_text(), re.DOTALL)
+    monkeypatch.setenv("GRAPHDSL_CACHE", str(options.cache))
+    exec(compile(code, str(page), "exec"), {})
 
 
 @torch.no_grad()

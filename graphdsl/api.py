@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +20,19 @@ if TYPE_CHECKING:
     from graphdsl.runtime.operator import Operator
 
 
+Passes = Mapping[str, Mapping[str, str | int]]
+"""Options of passes, by pass: {"kv_layout": {"policy": "paged", "block": 16}}."""
+
+
 def build(layer_or_graph: Layer | Graph | Callable[..., Any], backend: str = "cpu",
-          dtype: str | None = None, out: str | Path | None = None) -> Operator:
+          dtype: str | None = None, out: str | Path | None = None,
+          passes: Passes | None = None) -> Operator:
     """The operator of a Layer, a Model or a traced Graph.
 
     `dtype` ("f32" unless given) is that of the weights and activations whose signature names none;
-    a Graph has its own. `out` is a folder for sources, library and manifest. Raises GraphError for
-    what the layer does wrong, ToolError when the compiler fails.
+    a Graph has its own. `out` is a folder for sources, library and manifest, `passes` has the
+    options that `--pass` has. Raises GraphError for what the layer or an option does wrong,
+    ToolError when the compiler fails.
     """
     from graphdsl.runtime.operator import Operator
 
@@ -34,7 +40,7 @@ def build(layer_or_graph: Layer | Graph | Callable[..., Any], backend: str = "cp
     if isinstance(layer_or_graph, Graph) and dtype and dtype_of(graph) != dtype:
         raise GraphError(f"{graph.name} was traced for {dtype_of(graph)}, so it cannot be built "
                          f"for {dtype}", hint=f'graphdsl.trace(layer, "{dtype}")')
-    options = _options(backend, dtype or dtype_of(graph), Path(out) if out else None)
+    options = _options(backend, dtype or dtype_of(graph), Path(out) if out else None, passes)
     return Operator(build_graph(graph, options).path)
 
 
@@ -62,17 +68,18 @@ def register_torch_class(operator: Operator, name: str | None = None) -> str:
 
 
 def load_model(path: str | Path, backend: str = "cpu", dtype: str = "bf16",
-               quantize: str | None = None) -> LanguageModel:
+               quantize: str | None = None, passes: Passes | None = None) -> LanguageModel:
     """A Hugging Face folder, a GGUF file or a packaged model ("smollm2"), built as one operator.
 
-    Raises GraphError for what is not one, ToolError when fetching or compiling fails.
+    `passes` has the options that `--pass` has. Raises GraphError for what is not a model or an
+    option, ToolError when fetching or compiling fails.
     """
     from graphdsl.hf.model import open_model
 
     if quantize is not None:
         raise GraphError(f"quantize={quantize!r}: the {backend} backend has no quantised weights",
                          hint="leave it out; quantised files are dequantised when they are loaded")
-    return open_model(path, _options(backend, dtype, None))
+    return open_model(path, _options(backend, dtype, None, passes))
 
 
 def replace_layers(model: Any, backend: str = "cpu", reserve: int = 1024) -> Replaced:
@@ -90,6 +97,9 @@ def replace_layers(model: Any, backend: str = "cpu", reserve: int = 1024) -> Rep
     return replace(model, _options(backend, "f32", None), reserve)
 
 
-def _options(backend: str, dtype: str, out: Path | None) -> BuildOptions:
+def _options(backend: str, dtype: str, out: Path | None,
+             passes: Passes | None = None) -> BuildOptions:
+    texts = {name: {key: str(value) for key, value in options.items()}
+             for name, options in (passes or {}).items()}
     return BuildOptions(cache=cache_folder(os.environ), backend=backend, dtype=dtype, out=out,
-                        environment=dict(os.environ))
+                        passes=texts, environment=dict(os.environ))

@@ -95,10 +95,14 @@ def _members(node: Node, inputs: Sequence[Ref]) -> list[str]:
 
 
 def _mask_members(mask: Ref, slots: Size) -> list[tuple[str, object]]:
-    """Those of a mask, which speaks of all slots where its last axis is a literal 1."""
-    strides = [ZERO] * (4 - len(mask.shape)) + [
-        ZERO if size == 1 else s for size, s in zip(mask.shape, mask.strides, strict=True)]
-    keys = slots if not mask.shape or mask.shape[-1] == 1 else mask.shape[-1]
+    """Those of a mask, which speaks of all slots where it has a single key."""
+    strides: list[object] = [ZERO] * (4 - len(mask.shape))
+    strides += [ZERO if size == 1 else s for size, s in zip(mask.shape, mask.strides, strict=True)]
+    keys: object = slots
+    if mask.shape and isinstance(mask.shape[-1], Dim) and mask.shape[-1] != slots:
+        found = Poly.of(mask.shape[-1])
+        keys = f"{found} == 1 ? {Poly.of(slots)} : {found}"
+        strides[-1] = f"{found} == 1 ? 0 : {mask.strides[-1]}"
     return [("mask", address(mask)),
             ("mask_kind", {"bool": 1, "f32": 2}.get(mask.dtype, 3)), ("mask_keys", keys),
             *((f"mask_stride[{i}]", s) for i, s in enumerate(strides))]

@@ -62,10 +62,10 @@ def attention(q: Tensor, k: Tensor, v: Tensor, positions: Tensor | None = None,
     j <= p and, with a window, j > p - window; without positions token i stands at i. The row of a
     query at -1 (padding) is 0, and so is one that sees no key. mask, broadcast to [b, h, t, s], is
     bool (True: seen) or is added to the scores; where its last axis is a dim of its own, keys
-    beyond it are unseen, and what it says beyond the keys is ignored. scale is 1 / sqrt(d) unless
-    given; with a softcap c scores become c * tanh(score / c) before the mask. Keys that no query
-    sees are never read. `table`, the block table of a paged k and v, says where rows lie and
-    changes no number.
+    beyond it are unseen, and what it says beyond the keys is ignored, but a single key stands for
+    all. scale is 1 / sqrt(d) unless given; with a softcap c scores become c * tanh(score / c)
+    before the mask. Keys that no query sees are never read. `table`, the block table of a paged k
+    and v, says where rows lie and changes no number.
 
     Source: Vaswani et al., arXiv 1706.03762; Ainslie et al., GQA, arXiv 2305.13245; window:
     Beltagy et al., Longformer, arXiv 2004.05150.

@@ -28,7 +28,8 @@ LAYOUTS = (*WHOLE, "bnsd:paged/5", "sbnd:paged/5:int8", "bsnd:shift", "bnsd:shif
 FEW = {"tokens": 2, "slots": 80, "keys": 71}
 SIZES: tuple[tuple[dict[str, int], int], ...] = (
     (FEW | {"tokens": 1, "batch": 1}, 60), (FEW, 70), (FEW | {"keys": 93}, 77),
-    (FEW | {"tokens": 40, "keys": 66}, 30), (FEW | {"tokens": 75, "keys": 130}, 0))
+    (FEW | {"keys": 1}, 70), (FEW | {"tokens": 40, "keys": 66}, 30),
+    (FEW | {"tokens": 75, "keys": 130}, 0))
 """Dims of a step, and the tokens before it: masks are narrower than the slots and wider."""
 
 

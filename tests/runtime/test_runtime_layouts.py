@@ -10,6 +10,7 @@ import pytest
 import torch
 from runtime_layers import PAGED, SLOTS, Block, built, opened, session, steps
 
+import graphdsl
 from graphdsl import reference
 from graphdsl.errors import GraphError
 from graphdsl.layer import trace
@@ -210,3 +211,12 @@ def test_an_exported_program_has_any_number_of_pages(paged: Operator) -> None:
     x, positions = next(steps(3, (5,)))
     found = program.module()(x, positions, list(paged.new_state(3, 21).values()))
     assert torch.equal(found, paged(x, positions, state=paged.new_state(3, 21)))
+
+
+def test_a_build_from_python_takes_the_options_of_passes(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRAPHDSL_CACHE", str(tmp_path))
+    operator = graphdsl.build(Block(), passes={"kv_layout": {"policy": "paged", "block": 4}})
+    assert str(layout_of(operator)) == "bnsd:paged/4"
+    with pytest.raises(GraphError, match="no option colour"):
+        graphdsl.build(Block(), passes={"kv_layout": {"colour": 4}})

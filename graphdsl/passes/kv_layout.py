@@ -167,8 +167,6 @@ def _with_types(graph: Graph, types: Sequence[TensorType]) -> tuple[Graph, list[
     found = next((v for v in leaves if v.name == TABLE), None)
     sizes = [v.shape[0] for v in leaves if v.type.layout and v.type.layout.policy == "paged"]
     table = _new_table(sizes) if sizes else None
-    if table is not None:
-        _check_dims(graph)
     if found is not None and table is not None and (found.kind, found.type) == (
             table.kind, table.type):
         table = found
@@ -178,6 +176,8 @@ def _with_types(graph: Graph, types: Sequence[TensorType]) -> tuple[Graph, list[
         if outputs[i].type.layout:
             outputs[i] = change.plain(outputs[i], value.loc, "result", table)
     new = with_leaves(graph, leaves, tuple(outputs))
+    if table is not None and table in new.users:
+        _check_dims(graph)
     if table is not None and table not in new.state and table in new.users:
         if found is not None:
             raise GraphError(f"{graph.name} has a leaf of its own, the {found.kind or 'input'} "

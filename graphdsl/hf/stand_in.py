@@ -180,8 +180,16 @@ def stand_in(layer: Any, inside: Inside) -> Any:
                              hint="model.eval()")
         return inside({**dict(zip(names, args, strict=False)), **kwargs})
 
-    made: Any = type(f"Built{kind.__name__}", (kind,), {"forward": forward, "inside": inside})
+    made: Any = type(f"Built{kind.__name__}", (kind,), {
+        "forward": forward, "inside": inside,
+        "_save_to_state_dict": _no_weights, "_load_from_state_dict": _no_weights})
     module = made.__new__(made)
     attributes = {k: v for k, v in vars(layer).items() if k not in OWN}
     vars(module).update(attributes, _modules={}, _parameters={}, _buffers={})
     return module
+
+
+def _no_weights(module: Any, *args: Any) -> None:
+    """Instead of a checkpoint that silently lacks the layers."""
+    raise GraphError("replaced layers have no weights to save or to load",
+                     hint="state_dict, save_pretrained and load_state_dict before replace_layers")

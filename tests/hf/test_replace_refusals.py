@@ -135,6 +135,18 @@ def test_layers_are_replaced_once(options: BuildOptions) -> None:
         replace_layers(pair.ours, options)
 
 
+def test_weights_are_neither_saved_nor_loaded(options: BuildOptions, tmp_path: Path) -> None:
+    """A checkpoint that silently lacks the layers would be loaded with random ones."""
+    pair = pair_of(CONFIGS["llama"](), options)
+    weights = pair.theirs.state_dict()
+    for call in (pair.ours.state_dict, lambda: pair.ours.save_pretrained(tmp_path / "saved"),
+                 lambda: pair.ours.load_state_dict(weights, strict=False)):
+        with pytest.raises(GraphError, match="no weights to save or to load"):
+            call()
+    assert not list(tmp_path.glob("saved/*.safetensors"))
+    assert torch.isfinite(copy.deepcopy(pair.ours).generate(prompts(), max_new_tokens=2)).all()
+
+
 @torch.no_grad()
 def test_caches_that_are_refused(options: BuildOptions) -> None:
     model = pair_of(CONFIGS["llama"](), options).ours

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from graphdsl.errors import Loc
+from graphdsl.expr import Poly
 from graphdsl.ir import Dim, Size
 
 ROWS = Dim("rows")
@@ -109,12 +110,17 @@ class Prepared:
     - "picked": i32 [picked], the numbers of rows that are taken, among the rows of all sequences
     - "triangle": [128, 128] in the layer's dtype, ATB's compressed causal mask
     - "mask": [sequences, tokens, slots] in the layer's dtype, added: what every query sees
+
+    `of` is (positions, block table) for "slots", (positions,) for "offsets", "contexts" and "mask",
+    (block table,) for "blocks", the input itself for "ids" and "picked". `block` is the number of
+    slots that a block of the cache has.
     """
 
     kind: str
     tensor: Tensor
     of: tuple[str, ...] = ()
     window: int = 0
+    block: int = 0
 
 
 @dataclass(frozen=True)
@@ -144,7 +150,8 @@ class Phase:
 class Program:
     """What a library runs. `ports` are inputs, state, params and results by their names in the
     manifest (results are `output0`, ...), each as ATB sees it; `kept` are tensors between graphs,
-    which the runner allocates."""
+    which the runner allocates. `sizes` says what the dims of tensors are in dims of the manifest,
+    such as rows = batch * tokens; a dim that is not in it is the manifest's dim of that name."""
 
     name: str
     ports: tuple[Tensor, ...]
@@ -152,3 +159,4 @@ class Program:
     kept: tuple[Tensor, ...]
     phases: tuple[Phase, ...]
     dtype: str = field(default="f16")
+    sizes: tuple[tuple[Dim, Poly], ...] = ()

@@ -9,12 +9,12 @@
 namespace atb {
 
 class Utils {
-public:
-    static std::string GetAtbVersion();
-    static uint64_t GetTensorSize(const Tensor &tensor);
-    static uint64_t GetTensorSize(const TensorDesc &tensorDesc);
-    static uint64_t GetTensorNumel(const Tensor &tensor);
-    static uint64_t GetTensorNumel(const TensorDesc &tensorDesc);
+ public:
+  static std::string GetAtbVersion();
+  static uint64_t GetTensorSize(const Tensor& tensor);
+  static uint64_t GetTensorSize(const TensorDesc& tensorDesc);
+  static uint64_t GetTensorNumel(const Tensor& tensor);
+  static uint64_t GetTensorNumel(const TensorDesc& tensorDesc);
 };
 
 } // namespace atb

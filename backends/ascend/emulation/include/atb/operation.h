@@ -15,14 +15,14 @@ class Operation {
   Operation() = default;
   virtual ~Operation() = default;
   virtual std::string GetName() const = 0;
-  virtual Status InferShape(const SVector<TensorDesc> &inTensorDescs,
-                SVector<TensorDesc> &outTensorDescs) const = 0;
+  virtual Status InferShape(const SVector<TensorDesc>& inTensorDescs,
+                            SVector<TensorDesc>& outTensorDescs) const = 0;
   virtual uint32_t GetInputNum() const = 0;
   virtual uint32_t GetOutputNum() const = 0;
   virtual Status Setup(const VariantPack& variantPack, uint64_t& workspaceSize,
-             Context* context) = 0;
+                       Context* context) = 0;
   virtual Status Execute(const VariantPack& variantPack, uint8_t* workspace,
-               uint64_t workspaceSize, Context* context) = 0;
+                         uint64_t workspaceSize, Context* context) = 0;
 };
 
 // A graph that was created owns the operations of its nodes; one that was refused does not.

@@ -75,8 +75,8 @@ struct VariantPack {
 
 // The new shape arrives with dimNum 0.
 using ReshapeFunc = std::function<void(const Dims& oldShape, Dims& newShape)>;
-using InferShapeFunc = std::function<Status(const SVector<TensorDesc> &inTensorDescs,
-                      SVector<TensorDesc> &outTensorDescs)>;
+using InferShapeFunc = std::function<Status(const SVector<TensorDesc>& inTensorDescs,
+                                            SVector<TensorDesc>& outTensorDescs)>;
 
 // One of chunkNum equal parts of axis 0.
 struct Chunk {

@@ -1,4 +1,5 @@
 #include "tables.hpp"
+#include <algorithm>
 #include <map>
 #include <sstream>
 
@@ -83,3 +84,117 @@ const Row ROWS[] = {
     {"Gather", ALL, "f16 bf16 f32 i32 u32 i64", "table T nd; indices i32|i64 nd; y T nd"},
 };
 
+struct Kind {
+  std::vector<std::string> dtypes, formats;
+};
+
+using Combination = std::map<std::string, Kind>;
+
+std::vector<std::string> words(const std::string& line, char separator) {
+  std::vector<std::string> found;
+  std::istringstream stream(line);
+  for (std::string word; std::getline(stream, word, separator);)
+    if (!word.empty()) found.push_back(word);
+  return found;
+}
+
+// The row with T as a type.
+Combination combination(const Row& row, const std::string& type) {
+  Combination made;
+  for (const std::string& tensor : words(row.tensors, ';')) {
+    const std::vector<std::string> parts = words(tensor, ' ');
+    made[parts.at(0)] = {parts.at(1) == "T" ? std::vector<std::string>{type}
+                                            : words(parts.at(1), '|'),
+                         words(parts.at(2), '|')};
+  }
+  return made;
+}
+
+std::map<std::string, std::vector<Combination>> read_tables(int soc) {
+  std::map<std::string, std::vector<Combination>> made;
+  for (const Row& row : ROWS)
+    if ((row.socs & soc) != 0)
+      for (const std::string& type : words(row.types, ' '))
+        made[row.table].push_back(combination(row, type));
+  return made;
+}
+
+const std::vector<Combination>& combinations(const std::string& table) {
+  static const auto on_910b = read_tables(B910);
+  static const auto on_310p = read_tables(P310);
+  static const std::vector<Combination> none;
+  const auto& tables = is_310p() ? on_310p : on_910b;
+  const auto found = tables.find(table);
+  return found == tables.end() ? none : found->second;
+}
+
+bool has(const std::vector<std::string>& list, const std::string& word) {
+  for (const std::string& item : list)
+    if (item == word) return true;
+  return false;
+}
+
+bool fits(const Combination& combination, const std::string& name, const TensorDesc& desc) {
+  const auto kind = combination.find(name);
+  return kind != combination.end() && has(kind->second.dtypes, name_of(desc.dtype)) &&
+         has(kind->second.formats, name_of(desc.format));
+}
+
+struct Named {
+  std::string what, name;
+  TensorDesc desc;
+};
+
+std::vector<Named> name_all(const Signature& signature, const Descs& in, const Descs* out) {
+  std::vector<Named> all;
+  for (size_t i = 0; i < in.size(); ++i)
+    all.push_back({"input " + std::to_string(i), signature.inputs[i].name, in[i]});
+  for (size_t i = 0; out != nullptr && i < out->size(); ++i)
+    all.push_back({"output " + std::to_string(i), signature.outputs[i].name, (*out)[i]});
+  return all;
+}
+
+// The first tensor that does not fit, or all.size().
+size_t first_misfit(const Combination& combination, const std::vector<Named>& all) {
+  size_t i = 0;
+  while (i < all.size() && fits(combination, all[i].name, all[i].desc)) ++i;
+  return i;
+}
+
+void add_word(std::string& list, const std::string& word) {
+  if (!has(words(list, '|'), word)) list += (list.empty() ? "" : "|") + word;
+}
+
+// What the combinations that agree up to a tensor take for it.
+std::string wanted(const std::vector<Combination>& rows, const std::vector<Named>& all,
+                   size_t misfit) {
+  std::string dtypes, formats;
+  for (const Combination& row : rows) {
+    const auto kind = row.find(all[misfit].name);
+    if (first_misfit(row, all) != misfit || kind == row.end()) continue;
+    for (const std::string& dtype : kind->second.dtypes) add_word(dtypes, dtype);
+    for (const std::string& format : kind->second.formats) add_word(formats, format);
+  }
+  return dtypes + " " + formats;
+}
+
+}  // namespace
+
+Status check_table(const Signature& signature, const Descs& in, const Descs* out) {
+  const std::vector<Combination>& rows = combinations(signature.table);
+  const std::string soc = is_310p() ? "310P" : "910B";
+  if (rows.empty())
+    return fail(atb::ERROR_INVALID_TENSOR_INI_MATCH,
+                std::string("there is no ") + signature.table + " on the " + soc);
+  const std::vector<Named> all = name_all(signature, in, out);
+  size_t misfit = 0;
+  for (const Combination& row : rows) misfit = std::max(misfit, first_misfit(row, all));
+  if (misfit == all.size()) return atb::NO_ERROR;
+  const Named& bad = all[misfit];
+  return fail(atb::ERROR_INVALID_TENSOR_INI_MATCH,
+              bad.what + " (" + bad.name + ") is " + name_of(bad.desc.dtype) + " " +
+                  name_of(bad.desc.format) + "; " + signature.table + " on the " + soc +
+                  " takes " + wanted(rows, all, misfit) + " here");
+}
+
+}  // namespace emulation

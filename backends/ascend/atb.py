@@ -18,6 +18,8 @@ SEQUENCES = Dim("sequences")
 QUERIES = Dim("queries")
 """The sequences that PagedAttention sees: one a row, where a call has more than one token each."""
 PAGES, BLOCKS, SLOTS = Dim("pages"), Dim("blocks"), Dim("slots")
+TOKENS = Dim("tokens")
+"""The new tokens of every sequence, of which a contiguous call has the same number each."""
 PICKED = Dim("picked")
 """The rows that are taken out before the head."""
 
@@ -32,7 +34,7 @@ class Enum:
 
 @dataclass(frozen=True)
 class DataType:
-    """An aclDataType: ACL_FLOAT16 and its like, written by our dtype."""
+    """An aclDataType: ACL_FLOAT16 and its like, written by our dtype; "" is ACL_DT_UNDEFINED."""
 
     dtype: str
 
@@ -106,7 +108,8 @@ class Prepared:
     - "contexts": i32 [queries], the keys that every query of PagedAttention sees
     - "blocks": i32 [queries, pages], the block table, a row for every query
     - "layer": i32 [1], 0
-    - "ids": i32 [rows], token ids or positions as numbers of rows; padding becomes 0
+    - "ids": i32 [rows], token ids or positions as numbers of rows; padding becomes 0. They are
+      below `limit`, the rows of the shortest table that they are looked up in
     - "picked": i32 [picked], the numbers of rows that are taken, among the rows of all sequences
     - "triangle": [128, 128] in the layer's dtype, ATB's compressed causal mask
     - "mask": [sequences, tokens, slots] in the layer's dtype, added: what every query sees
@@ -120,6 +123,7 @@ class Prepared:
     tensor: Tensor
     of: tuple[str, ...] = ()
     window: int = 0
+    limit: int = 0
     block: int = 0
 
 
@@ -159,4 +163,5 @@ class Program:
     kept: tuple[Tensor, ...]
     phases: tuple[Phase, ...]
     dtype: str = field(default="f16")
+    dims: tuple[tuple[Dim, tuple[Size, ...]], ...] = ()
     sizes: tuple[tuple[Dim, Poly], ...] = ()

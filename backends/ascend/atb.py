@@ -163,5 +163,4 @@ class Program:
     kept: tuple[Tensor, ...]
     phases: tuple[Phase, ...]
     dtype: str = field(default="f16")
-    dims: tuple[tuple[Dim, tuple[Size, ...]], ...] = ()
     sizes: tuple[tuple[Dim, Poly], ...] = ()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from graphdsl.backend import find_backend
 from graphdsl.builder import BuildOptions, build_graph
 from graphdsl.cli import cache_folder
 from graphdsl.errors import GraphError
@@ -29,14 +30,14 @@ def build(layer_or_graph: Layer | Graph | Callable[..., Any], backend: str = "cp
           passes: Passes | None = None) -> Operator:
     """The operator of a Layer, a Model or a traced Graph.
 
-    `dtype` ("f32" unless given) is that of the weights and activations whose signature names none;
-    a Graph has its own. `out` is a folder for sources, library and manifest, `passes` has the
-    options that `--pass` has. Raises GraphError for what the layer or an option does wrong,
-    ToolError when the compiler fails.
+    `dtype` (unless given "f32", on ascend "f16") is that of the weights and activations whose
+    signature names none; a Graph has its own. `out` is a folder for sources, library and manifest,
+    `passes` has the options that `--pass` has. Raises GraphError for what the layer or an option
+    does wrong, ToolError when the compiler fails.
     """
     from graphdsl.runtime.operator import Operator
 
-    graph = trace(layer_or_graph, dtype or "f32")
+    graph = trace(layer_or_graph, dtype or find_backend(backend).target.layer_dtype)
     if isinstance(layer_or_graph, Graph) and dtype and dtype_of(graph) != dtype:
         raise GraphError(f"{graph.name} was traced for {dtype_of(graph)}, so it cannot be built "
                          f"for {dtype}", hint=f'graphdsl.trace(layer, "{dtype}")')

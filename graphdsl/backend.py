@@ -27,8 +27,21 @@ class Target:
     """Operations that the backend has whole; the others are expanded to kernels."""
     kv_order: str = "bsnd"
     kv_policies: frozenset[str] = frozenset({"contiguous"})
+    kv_policy: str = "contiguous"
+    """What caches have where nobody asks for another."""
+    kv_block: int = 16
+    """Slots of a block of paged caches, where nobody says how many."""
     kv_storages: frozenset[str] = frozenset({""})
+    kv_storage: str = ""
+    """What caches have where nobody asks for another; "" is that of the dtype."""
     dtypes: frozenset[str] = frozenset({"f32", "bf16"})
+    """Floats that a graph may hold."""
+    layer_dtypes: frozenset[str] = frozenset({"f32", "bf16"})
+    """Those of them that layers are built for: what --dtype takes."""
+    layer_dtype: str = "f32"
+    """The one where nobody asks for another."""
+    why_not: tuple[tuple[str, str], ...] = ()
+    """Of dtypes that layers are not built for, the reason."""
     fuses_loops: bool = True
     """Runs of pointwise and row-reduction kernels become generated loops."""
     epilogue_matmuls: int = 2

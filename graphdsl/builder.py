@@ -83,10 +83,16 @@ def lower(graph: Graph, options: BuildOptions, backend: Backend | None = None) -
 
 
 def check_dtype(dtype: str, backend: Backend) -> None:
-    known = backend.target.dtypes
-    if dtype not in known:
-        raise GraphError(f"the {backend.target.name} backend has no dtype {dtype}",
-                         hint=f"dtypes: {', '.join(sorted(known))}")
+    """Raises GraphError, with the reason, for a dtype that layers are not built for."""
+    target = backend.target
+    if dtype in target.layer_dtypes:
+        return
+    for refused, reason in target.why_not:
+        if refused == dtype:
+            raise GraphError(f"the {target.name} backend builds no layers of {dtype}: {reason}",
+                             hint=f"--dtype {target.layer_dtype}")
+    raise GraphError(f"the {target.name} backend has no dtype {dtype}",
+                     hint=f"dtypes: {', '.join(sorted(target.layer_dtypes))}")
 
 
 def check_kernels(graph: Graph, backend: Backend) -> None:

@@ -67,8 +67,9 @@ def dtype_of(graph: Graph) -> str:
 
 
 def load_source(path: Path, settings: Mapping[str, str] | None = None,
-                dtype: str | None = None) -> Source:
-    """Runs the DSL file at `path` and traces what it defines for `dtype` (f32 unless given).
+                dtype: str | None = None, *, default: str = "f32") -> Source:
+    """Runs the DSL file at `path` and traces what it defines for `dtype`, or where none is given
+    for `default`, unless a build() of the file has its own.
 
     `settings` are fields of the config as text, or arguments of build(). sys.path and sys.modules
     are left as they were, but for libraries that the file imported. Raises GraphError, at the
@@ -82,12 +83,12 @@ def load_source(path: Path, settings: Mapping[str, str] | None = None,
             exec(code, vars(module))
         make = vars(module).get("build")
         if inspect.isfunction(make) and make.__module__ == module.__name__:
-            config, graph = _call_build(make, file, settings or {}, dtype)
+            config, graph = _call_build(make, file, settings or {}, dtype, default)
             return Source(file, module, None, graph, config)
         kind, loc = _one_class(module, file, lines)
         layer = _instance(kind, loc, file, settings or {})
         with _blaming(file, f"{kind.__name__}"):
-            graph = trace(layer, dtype or "f32")
+            graph = trace(layer, dtype or default)
         return Source(file, module, layer, graph, layer.config)
 
 
@@ -228,7 +229,7 @@ def _instance(kind: type[Layer], loc: Loc, file: Path, settings: Mapping[str, st
 
 
 def _call_build(make: Callable[..., Any], file: Path, settings: Mapping[str, str],
-                dtype: str | None) -> tuple[Any, Graph]:
+                dtype: str | None, default: str) -> tuple[Any, Graph]:
     """The arguments that build() was called with, and the graph that it returned."""
     loc = Loc(make.__code__.co_filename, make.__code__.co_firstlineno)
     parameters = inspect.signature(make, eval_str=True).parameters
@@ -246,7 +247,7 @@ def _call_build(make: Callable[..., Any], file: Path, settings: Mapping[str, str
         raise GraphError(f"build() needs {missing[0]}", loc, f"--set {missing[0]}=VALUE")
     with _blaming(file, "build()"):
         result = make(**arguments)
-        graph = trace(result, dtype or "f32") if isinstance(result, Layer) else result
+        graph = trace(result, dtype or default) if isinstance(result, Layer) else result
     if not isinstance(graph, Graph):
         raise GraphError(f"build() returns {type(graph).__name__}", loc,
                          "return graphdsl.trace(layer)")

@@ -130,7 +130,7 @@ def _backend(command: argparse.ArgumentParser) -> None:
 
 
 def _dtype(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--dtype", choices=DTYPES, help="default: f32")
+    command.add_argument("--dtype", choices=DTYPES, help="default: f32, on ascend f16")
 
 
 class _Passes(argparse.Action):

@@ -29,8 +29,9 @@ DTYPE = "bf16"
 def run(args: argparse.Namespace, session: Session) -> int:
     """Prints the text of every prompt, then the speed, then with --ids the new ids."""
     texts = _texts(args)
-    check_dtype(args.dtype or DTYPE, find_backend(args.backend))
-    configured(PIPELINE, dict(args.passes))
+    backend = find_backend(args.backend)
+    check_dtype(args.dtype or DTYPE, backend)
+    configured(PIPELINE, dict(args.passes), backend.target)
     check_folder("GRAPHDSL_CACHE", session.cache)
     Sampling(**_choices(args))
     model = _open(args, session)

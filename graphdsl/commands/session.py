@@ -64,10 +64,11 @@ class Session:
         """The file that the arguments name, traced. Raises GraphError for a backend, dtype or pass
         that is not there, before the file is run."""
         backend = find_backend(args.backend)
-        check_dtype(args.dtype or "f32", backend)
-        configured(PIPELINE, dict(args.passes))
+        check_dtype(args.dtype or backend.target.layer_dtype, backend)
+        configured(PIPELINE, dict(args.passes), backend.target)
         self.progress.begin("trace")
-        source = load_source(args.file, dict(args.settings), args.dtype)
+        source = load_source(args.file, dict(args.settings), args.dtype,
+                             default=backend.target.layer_dtype)
         self.progress.clear()
         return source
 

@@ -27,9 +27,7 @@ from graphdsl.passes.shifting import check_shifts
 
 if TYPE_CHECKING:
     from graphdsl.backend import Target
-
-BLOCK = 16
-"""Slots of a block, where nobody says how many."""
+PLAIN = "that of the dtype"
 
 
 @dataclass(frozen=True)
@@ -45,21 +43,22 @@ class KVLayout:
     name: ClassVar[str] = "kv_layout"
     order: str = field(default="", metadata={"choices": ("", *ORDERS)})
     policy: str = field(default="", metadata={"choices": ("", *POLICIES)})
-    block: int | None = field(default=None, metadata={"default": BLOCK})
+    block: int | None = field(default=None, metadata={"of_target": "kv_block"})
     storage: str = field(default="", metadata={"choices": ("", *STORAGES)})
 
-    def __post_init__(self) -> None:
+    def check(self, target: Target) -> None:
+        """Raises GraphError for a block that the policy or its size does not allow."""
         if self.block is None:
             return
-        if self.policy != "paged":
+        if (self.policy or target.kv_policy) != "paged":
             raise GraphError(f"--pass kv_layout:block={self.block}: only paged caches have blocks",
                              hint=f"--pass kv_layout:policy=paged,block={self.block}")
         if self.block < 1:
             raise GraphError(f"--pass kv_layout:block={self.block}: a block has at least 1 slot",
-                             hint=f"the default is {BLOCK}")
+                             hint=f"the default is {target.kv_block}")
         if self.block > MOST_SLOTS:
             raise GraphError(f"--pass kv_layout:block={self.block}: a block has at most "
-                             f"{MOST_SLOTS} slots", hint=f"the default is {BLOCK}")
+                             f"{MOST_SLOTS} slots", hint=f"the default is {target.kv_block}")
 
     def run(self, graph: Graph, target: Target) -> Result:
         _check_inputs(graph)
@@ -79,10 +78,10 @@ class KVLayout:
         pins = _pinned(graph)
         for value, layout in pins.items():
             self._check_pin(value, layout)
-        policy = self.policy or POLICIES[0]
-        block = self.block or next((p.block for p in pins.values() if p.block), BLOCK)
+        policy = self.policy or target.kv_policy
+        block = self.block or next((p.block for p in pins.values() if p.block), target.kv_block)
         chosen = Layout(self.order or target.kv_order, policy, block if policy == "paged" else 0,
-                        self.storage)
+                        self.storage or target.kv_storage)
         found = {v: v.type.layout for v in graph.inputs if v.type.layout}
         for value in graph.state:
             if value.type.layout:
@@ -138,9 +137,9 @@ def _check_target(layout: Layout | None, target: Target) -> None:
         raise GraphError(f"the {target.name} backend has no {layout.policy} caches", layout.loc,
                          f"policies: {', '.join(p for p in POLICIES if p in target.kv_policies)}")
     if layout.storage not in target.kv_storages:
-        has = [s for s in STORAGES if s in target.kv_storages]
-        raise GraphError(f"the {target.name} backend has no {layout.storage} storage", layout.loc,
-                         f"storages: {', '.join(['that of the dtype', *has])}")
+        has = [s or PLAIN for s in ("", *STORAGES) if s in target.kv_storages]
+        raise GraphError(f"the {target.name} backend has no {layout.storage or PLAIN} storage",
+                         layout.loc, f"storages: {', '.join(has)}")
 
 
 def _check_blocks(layouts: Mapping[Value, Layout]) -> None:

@@ -88,7 +88,7 @@ def run_pipeline(graph: Graph, target: Target, options: Options | None = None,
     """
     lowered = Lowered(graph)
     check("trace", lowered)
-    chosen = configured(passes, options or {})
+    chosen = configured(passes, options or {}, target)
     expected = Expected.of(graph) if verify else None
     for each in chosen:
         with _uncollected():
@@ -141,16 +141,21 @@ def count(graph: Graph) -> int:
     return len(graph.nodes) + sum(map(count, bodies))
 
 
-def configured(passes: tuple[Pass, ...], options: Options) -> tuple[Pass, ...]:
-    """The passes with their options set. Raises GraphError for an unknown pass, option or value."""
+def configured(passes: tuple[Pass, ...], options: Options, target: Target) -> tuple[Pass, ...]:
+    """The passes with their options set. Raises GraphError for an unknown pass, option or value,
+    and for one that the target does not have."""
     names = [each.name for each in passes]
     for name in options:
         if name not in names:
             raise GraphError(f"no pass {name}", hint=f"passes: {', '.join(names)}")
-    return tuple(_with_options(each, options.get(each.name, {})) for each in passes)
+    chosen = tuple(_with_options(each, options.get(each.name, {}), target) for each in passes)
+    for each in chosen:
+        if isinstance(each, KVLayout):
+            each.check(target)
+    return chosen
 
 
-def _with_options(each: Pass, texts: Mapping[str, str]) -> Pass:
+def _with_options(each: Pass, texts: Mapping[str, str], target: Target) -> Pass:
     known = {f.name: f for f in fields(each)}  # type: ignore[arg-type]  # Pass: all are dataclasses
     changes: dict[str, Any] = {}
     for key, text in texts.items():
@@ -158,7 +163,8 @@ def _with_options(each: Pass, texts: Mapping[str, str]) -> Pass:
             raise GraphError(f"pass {each.name} has no option {key}",
                              hint=f"options: {', '.join(known) or 'none'}")
         choices = known[key].metadata.get("choices")
-        default = known[key].metadata.get("default", known[key].default)
+        own = known[key].metadata.get("of_target")
+        default = getattr(target, own) if own else known[key].default
         changes[key] = _read(f"{each.name}:{key}={text}", text, default, choices)
     return replace(each, **changes) if changes else each  # type: ignore[type-var]
 

@@ -14,7 +14,7 @@ def layer(here: Path) -> None:
 
 
 @pytest.mark.parametrize(("argv", "wanted"), [
-    ("build layer.py --backend abacus", "no backend abacus\n  hint: backends: cpu"),
+    ("build layer.py --backend abacus", "no backend abacus\n  hint: backends: ascend, cpu"),
     ("build layer.py --dtype f8", "invalid choice: 'f8'"),
     ("build layer.py --dtype f16", "the cpu backend has no dtype f16"),
     ("build layer.py --pass nope:a=1", "no pass nope\n  hint: passes: "),

@@ -33,7 +33,7 @@ from graphdsl.ops.attention import attention
 from graphdsl.ops.kv import kv_append
 from graphdsl.passes.base import Fired
 from graphdsl.passes.caches import CACHES
-from graphdsl.passes.kv_layout import BLOCK, KVLayout
+from graphdsl.passes.kv_layout import KVLayout
 from graphdsl.passes.pipeline import Lowered, run_pass, run_pipeline
 from graphdsl.passes.roll import Roll
 from graphdsl.passes.samples import samples
@@ -52,7 +52,7 @@ def options_of(order: str, policy: str, storage: str) -> dict[str, dict[str, str
 
 
 def layout_of(order: str, policy: str, storage: str) -> Layout:
-    return Layout(order, policy, BLOCK if policy == "paged" else 0, storage)
+    return Layout(order, policy, CPU.kv_block if policy == "paged" else 0, storage)
 
 
 def all_nodes(graph: Graph) -> Iterator[Node]:

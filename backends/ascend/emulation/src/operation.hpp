@@ -5,13 +5,13 @@
 #include <string>
 #include <vector>
 #include "atb/atb_infer.h"
+#include "check.hpp"
 #include "log.hpp"
 
 namespace emulation {
 
 using atb::Status;
 using atb::TensorDesc;
-using Descs = atb::SVector<TensorDesc>;
 
 // Where the data of an input has to be.
 enum class Place {
@@ -57,7 +57,6 @@ class SingleOperation : public atb::Operation {
   Status Execute(const atb::VariantPack& pack, uint8_t* workspace, uint64_t workspace_size,
                  atb::Context* context) final;
 
-  // Whether output `index` may have the memory of an input, and has to.
   const Signature& signature() const { return signature_; }
 
  protected:
@@ -75,16 +74,15 @@ class SingleOperation : public atb::Operation {
   const std::vector<int32_t>& Host(uint32_t input) const { return host_.at(input); }
 
  private:
+  Status InferAll(const Descs& in, Descs& out) const;
+  Status SetUpAll(const atb::VariantPack& pack, atb::Context* context);
   Status ReadHost(const atb::VariantPack& pack);
-  Status CheckCall(const atb::VariantPack& pack) const;
+  Status CheckData(const atb::VariantPack& pack) const;
 
   std::string name_;
   Signature signature_;
-  Descs set_up_in_, set_up_out_;
+  SetUp set_up_;
   std::vector<std::vector<int32_t>> host_;
-  uint64_t workspace_size_ = 0;
-  atb::Context* context_ = nullptr;
-  bool ready_ = false;
 };
 
 // Whether all reserved bytes are 0, as ATB demands.

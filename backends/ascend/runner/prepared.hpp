@@ -106,7 +106,7 @@ inline Numbers Picked(const HostInput& rows, Call call) {
   return picked;
 }
 
-// What hides a key. ATB adds an f16 mask to the scores, and multiplies one of bf16 with -3e38 first.
+// What hides a key. ATB adds an f16 mask to the scores; one of bf16 it multiplies with -3e38 first.
 inline uint16_t Hidden(aclDataType dtype) {
   constexpr uint16_t kMinus10000InF16 = 0xF0E2;
   constexpr uint16_t kOneInBf16 = 0x3F80;

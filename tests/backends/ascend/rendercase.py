@@ -10,6 +10,7 @@ from graphdsl.backends.ascend.atb import (
     QUERIES,
     ROWS,
     SEQUENCES,
+    DataType,
     Enum,
     Field,
     Graph,
@@ -147,8 +148,7 @@ class Llama:
             node("Rope", 58, (q, k, cos, sin, host["lengths"]), (q_rope, k_rope),
                  {"rotaryCoeff": 2}, origin="<- RopeAppend"),
             node("ReshapeAndCache", 58, (k_rope, v, kc, vc, host["slots"]), (kc, vc),
-                 {"compressType": Enum("COMPRESS_TYPE_UNDEFINED"),
-                  "kvCacheCfg": Enum("K_CACHE_V_CACHE")}, {0: heads, 1: heads}),
+                 {"kvCacheCfg": Enum("K_CACHE_V_CACHE")}, {0: heads, 1: heads}),
             self.attention(phase, (q_rope, k_rope, v, kc, vc), attended, host),
             node("Linear", 60, (attended, wo), (projected,), plain, {0: (ROWS, WIDTH)}),
             node("RmsNorm", 62, (projected, x, ffn_norm), (normed2, residual),
@@ -198,3 +198,39 @@ class Llama:
                           ((ROWS, rows), (SEQUENCES, Poly.of(BATCH)), (QUERIES, rows)))
         kinds = ("input", "input", "state", "state", "state", *["param"] * 8, "output")
         return Case(program, ports_of(ports, kinds), (BATCH, BLOCKS, PAGES, TOKENS))
+
+
+def flowing_zoo() -> Graph:
+    """Every operation with every field that the lowering may set; it computes nothing."""
+    fields: dict[str, dict[str, Field]] = {
+        "Linear": {"transposeA": False, "transposeB": False, "hasBias": True,
+                   "outDataType": DataType("bf16"), "enAccum": False},
+        "RmsNorm": {"layerType": Enum("RMS_NORM_PRENORM"), "normParam.epsilon": 1e-6,
+                    "normParam.modelType": Enum("GEMMA_MODEL"), "preNormParam.epsilon": 1e-6,
+                    "preNormParam.hasBias": True},
+        "LayerNorm": {"layerType": Enum("LAYER_NORM_NORM"), "normParam.epsilon": 1e-6,
+                      "normParam.beginNormAxis": 1, "normParam.beginParamsAxis": 0},
+        "Rope": {"rotaryCoeff": 64, "cosFormat": 0},
+        "SelfAttention": {"headNum": 4, "kvHeadNum": 2, "qkScale": 0.25, "isTriuMask": 1,
+                          "calcType": Enum("PA_ENCODER"), "windowSize": 0,
+                          "maskType": Enum("MASK_TYPE_NORM_COMPRESS"),
+                          "kvcacheCfg": Enum("K_CACHE_V_CACHE")},
+        "PagedAttention": {"headNum": 4, "kvHeadNum": 2, "qkScale": 0.25,
+                           "maskType": Enum("UNDEFINED")},
+        "ReshapeAndCache": {"kvCacheCfg": Enum("K_CACHE_V_CACHE_NZ")},
+        "KvCache": {},
+        "Elewise": {"elewiseType": Enum("ELEWISE_MULS"), "mulsParam.varAttr": 0.5,
+                    "outTensorType": DataType("f32")},
+        "Activation": {"activationType": Enum("ACTIVATION_SWISH", free=True), "scale": 1.0,
+                       "dim": -1, "geluMode": Enum("TANH_MODE")},
+        "Split": {"splitDim": 1, "splitNum": 2, "splitSizes": (16, 16)},
+        "Concat": {"concatDim": 1},
+        "Transpose": {"perm": (1, 0)},
+        "Slice": {"offsets": (0, 4), "size": (-1, 8)},
+        "Gather": {"axis": 0, "batchDims": 0},
+        "Softmax": {"axes": (-1,)},
+        "Transdata": {"transdataType": Enum("ND_TO_FRACTAL_NZ"), "outCrops": (0, 0)},
+    }
+    x, y = Tensor("x", "f16", (ROWS, 32)), Tensor("y", "f16", (ROWS, 32))
+    return Graph("Zoo", (x,), (y,), tuple(node(op, 1, (x,), (y,), given)
+                                          for op, given in fields.items()))

@@ -11,7 +11,7 @@ using Param = atb::infer::PagedAttentionParam;
 
 enum In : size_t { QUERY, KEYS, VALUES, BLOCKS, CONTEXTS };
 
-Signature signature() {
+Signature signature_here() {
   const Place place = is_310p() ? Place::HostAndDevice : Place::Host;
   return {"PagedAttention",
           {{"query"}, {"keyCache"}, {"valueCache"}, {"blockTables"}, {"contextLens", place}},
@@ -21,7 +21,7 @@ Signature signature() {
 class PagedAttention : public SingleOperation {
  public:
   explicit PagedAttention(const Param& param)
-      : SingleOperation("PagedAttentionOperation", signature()), param_(param) {
+      : SingleOperation("PagedAttentionOperation", signature_here()), param_(param) {
     if (param_.kvHeadNum == 0) param_.kvHeadNum = param_.headNum;
   }
 

@@ -1,0 +1,201 @@
+// Operations on single elements, of one tensor or of two with broadcasting.
+#include <cmath>
+#include "helpers.hpp"
+
+namespace emulation {
+
+namespace {
+
+using Param = atb::infer::ElewiseParam;
+
+struct Kind {
+  const char* table;
+  size_t inputs;
+};
+
+Kind kind_of(Param::ElewiseType type) {
+  switch (type) {
+    case Param::ELEWISE_CAST: return {"Cast", 1};
+    case Param::ELEWISE_MULS: return {"Muls", 1};
+    case Param::ELEWISE_COS: return {"Cos", 1};
+    case Param::ELEWISE_SIN: return {"Sin", 1};
+    case Param::ELEWISE_NEG: return {"Neg", 1};
+    case Param::ELEWISE_TANH: return {"Tanh", 1};
+    case Param::ELEWISE_ADD: return {"Add", 2};
+    case Param::ELEWISE_SUB: return {"Sub", 2};
+    case Param::ELEWISE_MUL: return {"Mul", 2};
+    case Param::ELEWISE_REALDIV: return {"RealDiv", 2};
+    default: return {nullptr, 0};
+  }
+}
+
+Signature signature_of(const Param& param) {
+  const Kind kind = kind_of(param.elewiseType);
+  if (param.elewiseType == Param::ELEWISE_CAST) return {kind.table, {{"x"}}, {{"y"}}};
+  if (kind.inputs == 1) return {kind.table, {{"x"}}, {{"y", {0}}}};
+  return {kind.table, {{"x"}, {"other"}}, {{"y", {0, 1}}}};
+}
+
+// How one operand is walked along the dims of the result: 0 where it is repeated.
+struct Walk {
+  int64_t steps[atb::MAX_DIM] = {};
+
+  Walk(const TensorDesc& operand, const TensorDesc& result) {
+    int64_t step = 1;
+    const uint64_t missing = rank(result) - rank(operand);
+    for (uint64_t i = rank(operand); i-- > 0;) {
+      steps[missing + i] = dim(operand, i) == 1 ? 0 : step;
+      step *= dim(operand, i);
+    }
+  }
+  int64_t at(const TensorDesc& result, int64_t row) const {
+    int64_t place = 0;
+    for (uint64_t i = rank(result) - 1; i-- > 0;) {
+      place += row % dim(result, i) * steps[i];
+      row /= dim(result, i);
+    }
+    return place;
+  }
+};
+
+// f(x, other) for every element; of a result that is one of the operands each is read before.
+template <class T, class F> void zip(const atb::VariantPack& pack, F f) {
+  const TensorDesc& result = desc_out(pack, 0);
+  const Walk first(desc_in(pack, 0), result), second(desc_in(pack, 1), result);
+  const T *x = data_in<T>(pack, 0), *other = data_in<T>(pack, 1);
+  T* y = data_out<T>(pack, 0);
+  const int64_t n = last(result), rows = rows_of(result);
+  const int64_t step_x = first.steps[rank(result) - 1], step_other = second.steps[rank(result) - 1];
+  for (int64_t row = 0; row < rows; ++row) {
+    const T *a = x + first.at(result, row), *b = other + second.at(result, row);
+    for (int64_t i = 0; i < n; ++i) f(a[i * step_x], b[i * step_other], y[row * n + i]);
+  }
+}
+
+template <class T> void convert(const atb::VariantPack& pack, int64_t n) {
+  const T* x = data_in<T>(pack, 0);
+  if constexpr (std::is_same_v<T, float>) {
+    with_type(desc_out(pack, 0).dtype, [&](auto type) {
+      narrow(x, data_out<decltype(type)>(pack, 0), n);
+    });
+  } else {
+    widen(x, data_out<float>(pack, 0), n);
+  }
+}
+
+template <class From, class To> void convert_whole(const atb::VariantPack& pack, int64_t n) {
+  const From* x = data_in<From>(pack, 0);
+  To* y = data_out<To>(pack, 0);
+  for (int64_t i = 0; i < n; ++i) y[i] = static_cast<To>(x[i]);
+}
+
+class Elewise : public SingleOperation {
+ public:
+  explicit Elewise(const Param& param)
+      : SingleOperation("ElewiseOperation", signature_of(param)), param_(param) {}
+
+  static Status Check(const Param& param) {
+    if (kind_of(param.elewiseType).table == nullptr)
+      return bad_param("elewiseType is " + to_string(int(param.elewiseType)) +
+                       "; the emulation has CAST, MULS, COS, SIN, NEG, TANH, ADD, SUB, MUL and "
+                       "REALDIV");
+    if (!zeros(param.quantParam.rsv) || !zeros(param.mulsParam.rsv))
+      return bad_param("quantParam.rsv or mulsParam.rsv has bytes that are not 0");
+    if (param.elewiseType == Param::ELEWISE_CAST && param.outTensorType == ACL_DT_UNDEFINED)
+      return bad_param("outTensorType is ACL_DT_UNDEFINED, wanted what CAST makes");
+    return atb::NO_ERROR;
+  }
+
+ protected:
+  Status Infer(const Descs& in, Descs& out) const override {
+    out[0] = in[0];
+    if (in.size() == 2) return Broadcast(in, out[0]);
+    if (param_.elewiseType == Param::ELEWISE_CAST) out[0].dtype = param_.outTensorType;
+    return atb::NO_ERROR;
+  }
+
+  Status Run(const atb::VariantPack& pack, uint8_t*) override {
+    const aclDataType dtype = desc_in(pack, 0).dtype;
+    if (param_.elewiseType == Param::ELEWISE_CAST) {
+      Cast(pack, dtype);
+    } else if (dtype == ACL_INT32) {
+      Whole<int32_t, uint32_t>(pack);
+    } else if (dtype == ACL_INT64) {
+      Whole<int64_t, uint64_t>(pack);
+    } else {
+      with_type(dtype, [&](auto type) { Floating<decltype(type)>(pack); });
+    }
+    return atb::NO_ERROR;
+  }
+
+ private:
+  static Status Broadcast(const Descs& in, TensorDesc& out) {
+    const bool second = rank(in[1]) > rank(in[0]);
+    out = in[second ? 1 : 0];
+    const TensorDesc& small = in[second ? 0 : 1];
+    const uint64_t missing = rank(out) - rank(small);
+    for (uint64_t i = 0; i < rank(small); ++i) {
+      int64_t& size = out.shape.dims[missing + i];
+      if (size != dim(small, i) && size != 1 && dim(small, i) != 1)
+        return bad_dim("other", in[1], "sizes of x " + text(in[0]) + ", or 1");
+      if (size == 1) size = dim(small, i);
+    }
+    return atb::NO_ERROR;
+  }
+
+  static void Cast(const atb::VariantPack& pack, aclDataType dtype) {
+    const int64_t n = numel(desc_in(pack, 0));
+    if (dtype == ACL_INT32) return convert_whole<int32_t, int64_t>(pack, n);
+    if (dtype == ACL_INT64) return convert_whole<int64_t, int32_t>(pack, n);
+    with_type(dtype, [&](auto type) { convert<decltype(type)>(pack, n); });
+  }
+
+  // Whole numbers wrap around.
+  template <class T, class Unsigned> void Whole(const atb::VariantPack& pack) const {
+    const bool add = param_.elewiseType == Param::ELEWISE_ADD;
+    zip<T>(pack, [&](T a, T b, T& y) {
+      y = static_cast<T>(add ? Unsigned(a) + Unsigned(b) : Unsigned(a) - Unsigned(b));
+    });
+  }
+
+  template <class T> void Floating(const atb::VariantPack& pack) const {
+    const auto both = [&](auto f) {
+      zip<T>(pack, [&](T a, T b, T& y) { set(y, f(get(a), get(b))); });
+    };
+    switch (param_.elewiseType) {
+      case Param::ELEWISE_ADD: return both([](float a, float b) { return a + b; });
+      case Param::ELEWISE_SUB: return both([](float a, float b) { return a - b; });
+      case Param::ELEWISE_MUL: return both([](float a, float b) { return a * b; });
+      case Param::ELEWISE_REALDIV: return both([](float a, float b) { return a / b; });
+      default: return Map<T>(pack);
+    }
+  }
+
+  template <class T> void Map(const atb::VariantPack& pack) const {
+    const T* x = data_in<T>(pack, 0);
+    T* y = data_out<T>(pack, 0);
+    for (int64_t i = 0; i < numel(desc_in(pack, 0)); ++i) set(y[i], Value(get(x[i])));
+  }
+
+  float Value(float x) const {
+    switch (param_.elewiseType) {
+      case Param::ELEWISE_MULS: return x * param_.mulsParam.varAttr;
+      case Param::ELEWISE_COS: return std::cos(x);
+      case Param::ELEWISE_SIN: return std::sin(x);
+      case Param::ELEWISE_TANH: return std::tanh(x);
+      default: return -x;
+    }
+  }
+
+  Param param_;
+};
+
+}  // namespace
+
+}  // namespace emulation
+
+template <>
+atb::Status atb::CreateOperation(const atb::infer::ElewiseParam& param,
+                                 atb::Operation** operation) {
+  return emulation::create<emulation::Elewise>("ElewiseOperation", param, operation);
+}

@@ -11,11 +11,15 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from graphdsl.errors import GraphError
 from graphdsl.ir import Node
-from graphdsl.plan import Lowering, Plan
+from graphdsl.manifest import Json
+from graphdsl.plan import Plan
+
+if TYPE_CHECKING:
+    from graphdsl.passes.pipeline import Lowered
 
 
 @dataclass(frozen=True)
@@ -74,8 +78,8 @@ class Capability:
         return all(check.ok for check in self.checks)
 
 
-class Backend(Lowering, Protocol):
-    """Lower, render and compile a plan."""
+class Backend(Protocol):
+    """Plan, render and compile a lowered graph."""
 
     @property
     def target(self) -> Target: ...
@@ -93,21 +97,31 @@ class Backend(Lowering, Protocol):
     def supports(self, node: Node) -> str:
         """Why this backend cannot run a lowered node, or an empty string."""
 
-    def size(self, text: str, dims: Mapping[str, int], threads: int = 1) -> int:
-        """The number that C text of a plan's size stands for, for these dims."""
+    def plan(self, lowered: Lowered) -> Plan:
+        """What is rendered for a lowered graph. Raises GraphError, at the user's line, for what
+        the backend cannot run."""
+
+    def summary(self, plan: Plan) -> Sequence[tuple[str, str]]:
+        """What a build says of a plan, by stage."""
+
+    def facts(self, environment: Mapping[str, str]) -> Json:
+        """What the manifest says besides, and what it says otherwise. Raises ToolError where the
+        environment names tools that are not there."""
 
     def render(self, plan: Plan, manifest: str) -> dict[str, str]:
         """The sources, by path below the build's folder."""
 
-    def call_texts(self, plan: Plan) -> Sequence[Sequence[str]]:
-        """The generated text of every call, body by body, in the order of the plan: its lines as
-        they stand in the sources, and those of the function that it shares with equal calls."""
+    def node_texts(self, plan: Plan) -> Sequence[tuple[Node, str]]:
+        """The text that is generated for nodes of the plan's graph: its lines as they stand in the
+        sources, and those of a function that several share."""
 
     def fingerprint(self, environment: Mapping[str, str]) -> str:
         """What the library depends on besides its sources: tools and flags."""
 
-    def compile(self, sources: Path, library: Path, environment: Mapping[str, str]) -> None:
-        """The library from the rendered sources. Raises ToolError with the command and output."""
+    def compile(self, build: Path, library: Path, environment: Mapping[str, str],
+                cache: Path) -> None:
+        """The library from what was rendered into `build`: src/ and the manifest. What several
+        builds share is kept in `cache`. Raises ToolError with the command and output."""
 
 
 def find_backend(name: str) -> Backend:

@@ -1,19 +1,14 @@
 """trace -> passes -> plan -> render -> compile, with a cache by content.
 
-A cache entry is a folder named by the hash of everything that the library depends on. It is made
-under another name and renamed when whole, so that a build that is killed leaves none behind, and
-two that run at once both end with a right one.
+A cache entry is a folder named by the hash of everything that the library depends on.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,15 +16,12 @@ from graphdsl.backend import Backend, find_backend
 from graphdsl.errors import GraphError
 from graphdsl.ir import Graph
 from graphdsl.manifest import Identity, manifest_of, manifest_text
-from graphdsl.passes.memory import ordered
 from graphdsl.passes.pipeline import Lowered, run_pipeline
 from graphdsl.passes.precision import CheckDtypes, live_kernels
-from graphdsl.placement import report as memory_report
-from graphdsl.plan import Plan, make_plan
+from graphdsl.plan import Plan
+from graphdsl.staging import publish, staging, sweep
 
 LIBRARY, MANIFEST, CHECKSUM = "library.so", "manifest.json", "library.sha256"
-
-STAGING, ABANDONED_SECONDS = ".building-", 24 * 3600
 
 Progress = Callable[[str, str], None]
 
@@ -119,9 +111,10 @@ def check_supported(graph: Graph, backend: Backend) -> None:
 def render(graph: Graph, lowered: Lowered, options: BuildOptions,
            backend: Backend) -> tuple[Plan, Rendered]:
     """Sources and manifest, and the key under which they are cached."""
-    plan = make_plan(lowered.graph, lowered.recipes, backend, ordered)
+    plan = backend.plan(lowered)
     identity = Identity(options.backend, options.dtype, backend.features)
-    manifest = manifest_text(manifest_of(plan, graph, identity))
+    facts = backend.facts(options.environment)
+    manifest = manifest_text(manifest_of(plan, graph, identity) | facts)
     files = {MANIFEST: manifest, **backend.render(plan, manifest)}
     digest = hashlib.sha256()
     for path, text in sorted(files.items()):
@@ -145,21 +138,20 @@ def build_graph(graph: Graph, options: BuildOptions, backend: Backend | None = N
     options.progress("passes", f"{len(graph.nodes)} nodes -> {len(lowered.graph.nodes)}, "
                                f"{fired} rewrites")
     plan, rendered = render(graph, lowered, options, backend)
-    calls = sum(len(body.calls) for body in plan.bodies)
-    options.progress("render", f"{calls} calls, {len(plan.buffers)} buffers")
-    options.progress("memory", memory_report(plan, backend.size))
+    for stage, text in backend.summary(plan):
+        options.progress(stage, text)
     if options.emit_only:
         target = options.out or options.cache / "sources" / rendered.key
-        with _staging(target.parent) as staged:
+        with staging(target.parent) as staged:
             _write(staged, rendered.files)
-            _publish(staged, target)
+            publish(staged, target)
         return Built(graph.name, target, time.perf_counter() - start, False)
     entry, cached = _cached(rendered, options, backend)
     target = entry
     if options.out:
-        with _staging(options.out.parent) as staged:
+        with staging(options.out.parent) as staged:
             shutil.copytree(entry, staged, dirs_exist_ok=True)
-            _publish(staged, options.out)
+            publish(staged, options.out)
         target = options.out
     return Built(graph.name, target, time.perf_counter() - start, cached)
 
@@ -177,14 +169,14 @@ def _cached(rendered: Rendered, options: BuildOptions, backend: Backend) -> tupl
             options.progress("compile", "found in the cache")
             return entry, True
         options.progress("cache", f"entry {rendered.key} is corrupt and is built again")
-    _sweep(options.cache)
-    with _staging(options.cache) as staged:
+    sweep(options.cache)
+    with staging(options.cache) as staged:
         _write(staged, rendered.files)
         begin = time.perf_counter()
-        backend.compile(staged / "src", staged / LIBRARY, options.environment)
+        backend.compile(staged, staged / LIBRARY, options.environment, options.cache)
         (staged / CHECKSUM).write_text(_checksum(staged / LIBRARY) + "\n")
         options.progress("compile", f"{time.perf_counter() - begin:.1f} s")
-        _publish(staged, entry)
+        publish(staged, entry)
     return entry, False
 
 
@@ -211,43 +203,3 @@ def _write(folder: Path, files: Mapping[str, str]) -> None:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-
-
-def _sweep(cache: Path) -> None:
-    """Removes what builds that were killed have left; one that runs is never that old."""
-    for folder in cache.glob(f"{STAGING}*"):
-        with suppress(FileNotFoundError):  # another build may be sweeping too
-            if time.time() - folder.stat().st_mtime > ABANDONED_SECONDS:
-                shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def _staging(parent: Path) -> Iterator[Path]:
-    """A folder beside the target; whatever is left in it at the end is removed."""
-    made = [p for p in (parent, *parent.parents) if not p.exists()]
-    parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=STAGING, dir=parent))
-    folder.chmod(0o755)
-    try:
-        yield folder
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        for path in made:
-            if not any(path.iterdir()):
-                path.rmdir()
-        raise
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def _publish(staged: Path, target: Path) -> None:
-    """Puts a finished folder in its place: by one rename where the place is free."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.rename(staged, target)
-    except OSError:
-        if not target.is_dir():
-            raise
-        for path in sorted(p for p in staged.rglob("*") if p.is_file()):
-            place = target / path.relative_to(staged)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(path, place)

@@ -69,7 +69,7 @@ def manifest_of(plan: Plan, source: Graph, identity: Identity) -> Json:
         "params": [_param_json(p, plan) for p in by_kind.get("param", [])],
         "outputs": [{"name": f"output{i}", **type_json(p.value.type)}
                     for i, p in enumerate(by_kind.get("output", []))],
-        "workspace_bytes": [b.bytes for b in plan.buffers],
+        "workspace_bytes": list(plan.workspace),
     }
 
 

@@ -10,7 +10,7 @@ from bisect import insort
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from graphdsl.plan import Plan
+from graphdsl.call_plan import CallPlan
 
 ALIGNMENT = 64
 TRIES = 32
@@ -46,7 +46,7 @@ class Usage:
         return self.peak / self.bound if self.bound else 1.0
 
 
-def usage(plan: Plan, size: Bytes, dims: Mapping[str, int]) -> Usage:
+def usage(plan: CallPlan, size: Bytes, dims: Mapping[str, int]) -> Usage:
     """What the plan needs where its dims have these values."""
     known = dict(dims) | {d.name: d.hi for d in plan.step_dims}
     live = [Live(size(b.bytes, known), b.start, b.end) for b in plan.buffers]
@@ -111,7 +111,7 @@ def _aligned(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-def report(plan: Plan, size: Bytes) -> str:
+def report(plan: CallPlan, size: Bytes) -> str:
     """The workspace for a short and a long input on one thread, beside the lower bound."""
     parts = []
     for tokens in (SHORT, LONG) if any(d.name == "tokens" for d in plan.dims) else (SHORT,):

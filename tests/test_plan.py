@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from graphdsl.call_plan import Call, CallPlan, make_plan
 from graphdsl.expr import ONE, Poly, dense_strides, product
 from graphdsl.ir import Dim, Graph, Layout, Node, TensorType, Value
 from graphdsl.layer import Layer, Param, trace
 from graphdsl.ops import concat, linear, reshape, rms_norm, silu, split, transpose
-from graphdsl.plan import Call, Plan, make_plan
 from graphdsl.views import Ref, collapsed_rows, leaf_ref, reshaped_strides
 
 B, T = Dim("b"), Dim("t")
@@ -102,7 +102,7 @@ class Plain:
         return ""
 
 
-def plan_of(graph: Graph) -> tuple[Plan, list[Call]]:
+def plan_of(graph: Graph) -> tuple[CallPlan, list[Call]]:
     plan = make_plan(graph, {}, Plain())
     calls = [c for c in plan.bodies[0].calls if isinstance(c, Call)]
     return plan, calls

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from graphdsl.call_plan import Call
 from graphdsl.expr import ZERO, Poly
 from graphdsl.ir import Affine, Dim, Node, Size, Value
-from graphdsl.plan import Call
 from graphdsl.views import Ref
 
 from .caches import cache_text

@@ -15,10 +15,15 @@ from typing import Any
 import jinja2
 
 from graphdsl.backend import Capability, Check, Target
+from graphdsl.call_plan import Body, Call, CallPlan, Leaf, RepeatCall, make_plan
 from graphdsl.errors import ToolError
 from graphdsl.expr import Poly, c_name, product
 from graphdsl.ir import FLOATS, POLICIES, Node, Value
-from graphdsl.plan import Body, Call, Leaf, Plan, RepeatCall
+from graphdsl.manifest import Json
+from graphdsl.passes.memory import ordered
+from graphdsl.passes.pipeline import Lowered
+from graphdsl.placement import report
+from graphdsl.plan import Plan
 from graphdsl.views import Ref
 
 from .attention_calls import attention_of
@@ -177,8 +182,24 @@ class CPU:
                     " threads)")
         return ""
 
+    def plan(self, lowered: Lowered) -> CallPlan:
+        return make_plan(lowered.graph, lowered.recipes, self, ordered)
+
+    def summary(self, plan: Plan) -> list[tuple[str, str]]:
+        """The number of calls, and the workspace."""
+        assert isinstance(plan, CallPlan)
+        calls = sum(len(body.calls) for body in plan.bodies)
+        return [("render", f"{calls} calls, {len(plan.buffers)} buffers"),
+                ("memory", report(plan, self.size))]
+
+    def facts(self, environment: Mapping[str, str]) -> Json:
+        """Nothing: the features say all."""
+        del environment
+        return {}
+
     def render(self, plan: Plan, manifest: str) -> dict[str, str]:
         """The sources of a library: one generated file, and the headers that it includes."""
+        assert isinstance(plan, CallPlan)
         name = plan.graph.name
         functions, calls = shared([_sites(body) for body in plan.bodies])
         bodies = [_body_view(*each) for each in zip(plan.bodies, calls, strict=True)]
@@ -197,10 +218,15 @@ class CPU:
                    for p in sorted((HERE / "kernels").glob("*.hpp"))}
         return {f"src/{name}.cpp": text, "src/kernels/abi.h": abi_text(), **headers}
 
-    def call_texts(self, plan: Plan) -> list[list[str]]:
-        """The generated text of every call, body by body."""
-        _, calls = shared([_sites(body) for body in plan.bodies])
-        return [[_with_callee(site) for site in body] for body in calls]
+    def node_texts(self, plan: Plan) -> list[tuple[Node, str]]:
+        """The generated text of every call. A copy belongs to the node whose result is copied."""
+        assert isinstance(plan, CallPlan)
+        _, texts = shared([_sites(body) for body in plan.bodies])
+        pairs = [pair for body, sites in zip(plan.bodies, texts, strict=True)
+                 for pair in zip(body.calls, sites, strict=True)]
+        owners = [(call.node.inputs[0].node if call.node.name == "copy" else call.node, site)
+                  for call, site in pairs]
+        return [(node, _with_callee(site)) for node, site in owners if node is not None]
 
     def command(self, sources: Path, library: Path, environment: Mapping[str, str]) -> list[str]:
         """The compiler's command line."""
@@ -212,8 +238,10 @@ class CPU:
         """What the library depends on besides its sources."""
         return "\n".join([compiler_version(environment), *FLAGS, *self.chosen.flags])
 
-    def compile(self, sources: Path, library: Path, environment: Mapping[str, str]) -> None:
-        command = self.command(sources, library, environment)
+    def compile(self, build: Path, library: Path, environment: Mapping[str, str],
+                cache: Path) -> None:
+        del cache
+        command = self.command(build / "src", library, environment)
         done = _run(command, environment)
         if done.returncode != 0:
             raise ToolError("the C++ compiler failed", shlex.join(command), done.stderr)

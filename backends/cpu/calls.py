@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from graphdsl.call_plan import Call, RepeatCall
 from graphdsl.expr import ZERO, Poly, dense_strides, product
 from graphdsl.ir import DTYPES, Affine, Dim, Node, Size, TensorType
-from graphdsl.plan import Call, RepeatCall
 from graphdsl.views import Ref, collapsed_rows
 
 from .attention_calls import attention_call, attention_epilogue_call

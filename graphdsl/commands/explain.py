@@ -12,10 +12,7 @@ from graphdsl.backend import find_backend
 from graphdsl.commands.session import Session, say
 from graphdsl.errors import GraphError
 from graphdsl.passes.catalogue import FUSIONS, PASS_RULES, groups
-from graphdsl.passes.memory import ordered
 from graphdsl.passes.pipeline import PassReport, run_pipeline
-from graphdsl.placement import report as memory_report
-from graphdsl.plan import make_plan
 from graphdsl.seeing.facts import Lines
 from graphdsl.seeing.sites import counts, distant, records, site_lines, sites, times
 
@@ -33,8 +30,8 @@ def run(args: argparse.Namespace, session: Session) -> int:
         return 0
     summary = _print_sites(lowered.report, args.rule or "")
     if not args.rule:
-        plan = make_plan(lowered.graph, lowered.recipes, backend, ordered)
-        say(f"workspace: {memory_report(plan, backend.size)}")
+        for stage, text in backend.summary(backend.plan(lowered)):
+            say(f"{stage}: {text}")
     say(summary)
     return 0
 

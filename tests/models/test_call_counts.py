@@ -8,16 +8,16 @@ import pytest
 from small_families import SMALL
 
 from graphdsl.backends.cpu.backend import BACKEND
+from graphdsl.call_plan import Body, Call, CallPlan, make_plan
 from graphdsl.layer import trace
 from graphdsl.passes.memory import ordered
 from graphdsl.passes.pipeline import run_pipeline
-from graphdsl.plan import Body, Call, Plan, make_plan
 
 MOST = 9
 """Calls of a layer without experts."""
 
 
-def plan_of(family: str) -> Plan:
+def plan_of(family: str) -> CallPlan:
     lowered = run_pipeline(trace(SMALL[family], "bf16"), BACKEND.target)
     return make_plan(lowered.graph, lowered.recipes, BACKEND, ordered)
 

@@ -11,13 +11,13 @@ import pytest
 from small_families import SMALL
 
 from graphdsl.backends.cpu.backend import BACKEND
+from graphdsl.call_plan import CallPlan, make_plan
 from graphdsl.ir import Graph
 from graphdsl.layer import trace
 from graphdsl.models import bert, chatglm, gemma, glm, gpt2, llama, mixtral, qwen
 from graphdsl.passes.memory import ordered
 from graphdsl.passes.pipeline import run_pipeline
 from graphdsl.placement import Live, bound_of, peak_of, report, usage
-from graphdsl.plan import Plan, make_plan
 from graphdsl.source import load_source
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -31,7 +31,7 @@ SIZES: tuple[Mapping[str, int], ...] = (
 )
 
 
-def plan_of(graph: Graph) -> Plan:
+def plan_of(graph: Graph) -> CallPlan:
     lowered = run_pipeline(graph, BACKEND.target)
     return make_plan(lowered.graph, lowered.recipes, BACKEND, ordered)
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from graphdsl.backend import find_backend
+from graphdsl.call_plan import make_plan
 from graphdsl.ir import Dim, Graph, TensorType
 from graphdsl.manifest import Identity, manifest_of, manifest_text
 from graphdsl.passes.memory import ordered
 from graphdsl.passes.pipeline import Lowered, run_pipeline
-from graphdsl.plan import make_plan
 from graphdsl.printer import node_text, text
 from graphdsl.seeing.code import generated_code
 from graphdsl.seeing.facts import LISTED, Reporter, byte_text

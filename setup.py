@@ -19,6 +19,9 @@ setup(
                   "graphdsl.runtime": ["abi.h", "native.cpp", "torch_class.cpp", "torch_facts.hpp",
                                        "_native.pyi"],
                   "graphdsl.seeing": ["templates/*"],
-                  "graphdsl.backends.cpu": ["templates/*.j2", "kernels/*.hpp"]},
+                  "graphdsl.backends.cpu": ["templates/*.j2", "kernels/*.hpp"],
+                  "graphdsl.backends.ascend": ["templates/*.j2", "runner/*.hpp",
+                                               "emulation/include/*/*.h", "emulation/src/*",
+                                               "emulation/src/*/*"]},
     ext_modules=[NATIVE],
 )

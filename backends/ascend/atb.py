@@ -34,7 +34,7 @@ class Enum:
 
 @dataclass(frozen=True)
 class DataType:
-    """An aclDataType: ACL_FLOAT16 and its like, written by our dtype; "" is ACL_DT_UNDEFINED."""
+    """An aclDataType: ACL_FLOAT16 and its like, written by our dtype, or "undefined"."""
 
     dtype: str
 

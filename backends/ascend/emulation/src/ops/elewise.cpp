@@ -115,6 +115,11 @@ class Elewise : public SingleOperation {
   }
 
   Status Run(const atb::VariantPack& pack, uint8_t*) override {
+    for (const atb::Tensor& operand : pack.inTensors)
+      if (operand.deviceData == pack.outTensors[0].deviceData &&
+          !same_shape(operand.desc, desc_out(pack, 0)))
+        return fail(atb::ERROR_INVALID_TENSOR_ADDR,
+                    "y is the memory of an operand that is repeated, " + text(operand.desc));
     const aclDataType dtype = desc_in(pack, 0).dtype;
     if (param_.elewiseType == Param::ELEWISE_CAST) {
       Cast(pack, dtype);

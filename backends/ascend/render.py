@@ -66,10 +66,10 @@ def render(program: Program, ports: Sequence[Port], dims: Sequence[Dim]) -> dict
     """The sources by path below the build's folder. `ports` are the plan's, in the order of the
     pointer table, and `dims` those of the manifest, in its order."""
     graphs = tuple(dict.fromkeys(g for phase in program.phases for g in phase.graphs))
-    names = [program.name, *(g.name for g in graphs)]
-    assert len(set(names)) == len(names), names
     files = {f"src/{g.name}.cpp": render_graph(g) for g in graphs}
-    files[f"src/{program.name}.cpp"] = _library(program, graphs, ports, dims)
+    assert len(files) == len(graphs), list(files)
+    name = program.name if f"src/{program.name}.cpp" not in files else f"{program.name}_library"
+    files[f"src/{name}.cpp"] = _library(program, graphs, ports, dims)
     return files | runner_headers()
 
 

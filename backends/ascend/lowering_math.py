@@ -34,7 +34,7 @@ def _linear(b: Builder, node: Node) -> None:
         raise GraphError(f"linear: the weight is {w.type}, computed at every step", node.loc,
                          "the ascend backend multiplies by params")
     fields: Fields = {"transposeA": False, "transposeB": True, "hasBias": bool(bias),
-                      "outDataType": DataType("undefined")}
+                      "outDataType": DataType("")}
     y = node.outputs[0]
     b.emit("Linear", fields, [_rowwise(b, x), b.read(w), *map(b.read, bias)],
            [b.output(y, b.setting.axes.matrix(y, _width(y)))], node)

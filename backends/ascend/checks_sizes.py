@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from graphdsl.ir import Size, add_sizes, affine, constant, scaled, terms
 
 from .atb import QUERIES, ROWS

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from math import gcd
 
 from graphdsl.ir import Size, add_sizes, affine, constant, scaled, terms
 
@@ -41,15 +41,22 @@ def is_multiple(size: Size, of: int) -> bool:
 
 
 def counted(shape: Shape) -> tuple[int, tuple[Size, ...]]:
-    """The elements of a shape: the product of its numbers, and its sizes that are none."""
+    """The elements of a shape: a number and its sizes that are none, less what divides them, which
+    is in the number: 4*rows is 4 and rows."""
     product = 1
+    symbols: list[Size] = []
     for size in shape:
-        product *= size if isinstance(size, int) else 1
-    return product, tuple(size for size in shape if not isinstance(size, int))
+        factor = gcd(constant(size), *terms(size).values())
+        product *= factor
+        if not isinstance(size, int):
+            symbols.append(affine({d: k // factor for d, k in terms(size).items()},
+                                  constant(size) // factor))
+    return product, tuple(symbols)
 
 
 def view_problem(shape: Shape, view: Shape) -> str:
-    """Why a tensor cannot be seen in the shape `view`; empty where it can."""
+    """Why a tensor cannot be seen in the shape `view`; empty where it can. Of several sizes that
+    are no numbers the product may be one: sequences * tokens is rows."""
     have, symbols = counted(shape)
     want, rest = counted(view)
     if len(rest) > 1:
@@ -58,10 +65,9 @@ def view_problem(shape: Shape, view: Shape) -> str:
         return f"it has {want} elements" if symbols or have != want else ""
     if have % want:
         return f"{want} does not divide {have}"
-    left = scaled(symbols[0], have // want) if len(symbols) == 1 else rest[0]
-    if not symbols or not same(left, rest[0]):
-        return f"{left if symbols else have // want} is left for {rest[0]}"
-    return ""
+    left = scaled(symbols[0], have // want) if symbols else have // want
+    fits = have == want if len(symbols) > 1 else same(left, rest[0])
+    return "" if fits else f"{left} is left for {rest[0]}"
 
 
 def text(shape: Shape) -> str:

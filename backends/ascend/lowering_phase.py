@@ -11,7 +11,7 @@ from graphdsl.ir import Graph, Node, Value
 from graphdsl.ops.attention import attention
 from graphdsl.ops.kv import kv_append
 from graphdsl.ops.position import rope
-from graphdsl.passes.repeat import operands_of
+from graphdsl.passes.repeat import REPEAT, operands_of
 
 from . import atb
 from .angles import inside
@@ -58,14 +58,14 @@ def phase_of(graph: Graph, live: Live, setting: Setting,
              wides: Wides) -> tuple[Phase, dict[str, Tensor]]:
     """The phase of `setting`, and the tensors that its graphs leave to each other."""
     built: list[_Built] = []
+    plain = _plain(graph)
     for part in parts_of(graph, live):
         node = part.repeat
         made = (_Built(part, _of_repeat(node, live, setting, wides)) if node
                 else _Built(part, _of_nodes(part, setting, wides)))
         built.append(made)
-        for value, tensor in _new(made, setting).items():
-            setting.outside[value] = tensor
-    return _Binding(graph, setting, built).phase()
+        setting.outside.update(_new(made, setting, plain))
+    return _Binding(graph, setting, built, plain).phase()
 
 
 def _of_nodes(part: Part, setting: Setting, wides: Wides) -> Builder:
@@ -158,17 +158,23 @@ def _widen(b: Builder, half: Value, interleaved: bool, wide: Wide) -> None:
     b.emit("Concat", {"concatDim": 1}, [seen, seen], [twice], like)
 
 
-def _new(made: _Built, setting: Setting) -> dict[Value, Tensor]:
-    """What others may read of a part, as a matrix of the part's name and the tensor's."""
+def _plain(graph: Graph) -> frozenset[Value]:
+    """Values that have to lie as matrices: results, and what a repeat carries."""
+    carried = (v for node in graph.nodes if node.op is REPEAT
+               for v in operands_of(node, node.inputs).carried)
+    return frozenset(map(source_of, (*graph.results, *carried)))
+
+
+def _new(made: _Built, setting: Setting, plain: frozenset[Value]) -> dict[Value, Tensor]:
+    """What others may read of a part, by the part's name and the tensor's."""
     if made.part.repeat:
         values = [v for v in made.part.repeat.outputs if v.type.layout is None]
-        names = [f"{made.part.name}_{i}" for i in range(len(values))]
-    else:
-        b = made.builder
-        values = [v for v, tensor in b.made.items() if tensor not in b.inputs]
-        names = ["_".join(x for x in (made.part.name, b.made[v].name) if x) for v in values]
-    return {v: Tensor(name, v.dtype, setting.axes.matrix(v))
-            for v, name in zip(values, names, strict=True)}
+        return {v: Tensor(f"{made.part.name}_{i}", v.dtype, setting.axes.matrix(v))
+                for i, v in enumerate(values)}
+    own = {v: tensor for v, tensor in made.builder.made.items()
+           if tensor not in made.builder.inputs}
+    return {v: Tensor("_".join(x for x in (made.part.name, t.name) if x), v.dtype,
+                      setting.axes.matrix(v) if v in plain else t.shape) for v, t in own.items()}
 
 
 @dataclass
@@ -178,6 +184,7 @@ class _Binding:
     graph: Graph
     setting: Setting
     built: list[_Built]
+    plain: frozenset[Value]
     kept: dict[str, Tensor] = field(default_factory=dict)
 
     def phase(self) -> tuple[Phase, dict[str, Tensor]]:
@@ -191,7 +198,7 @@ class _Binding:
             b = made.builder
             values = [v for v, t in b.made.items() if v in wanted and t not in b.inputs]
             outputs = {self.name(v): v for v in values} | (self.copies() if made in last else {})
-            tensors = _published(b, outputs.values())
+            tensors = _published(b, outputs.values(), self.plain)
             if b.nodes:
                 graph = self.made_graph(made, tensors)
                 runs.append(Run(graph, (*self.sources(b, self.name), *outputs)))
@@ -264,7 +271,7 @@ class _Binding:
         operands = operands_of(node, node.inputs)
         b, carried = made.builder, body.inputs[:len(operands.carried)]
         results = [source_of(v) for v in body.outputs[:len(carried)]]
-        graph = self.made_graph(made, _published(b, results))
+        graph = self.made_graph(made, _published(b, results, frozenset(results)))
         holds = dict(zip(carried, map(self.name, operands.carried), strict=True))
         runs = []
         for turn in range(len(operands.params)):
@@ -287,12 +294,13 @@ class _Binding:
         return self.keep(replace(like, name=f"{made.part.name}_{index}_{'ab'[turn % 2]}"))
 
 
-def _published(b: Builder, values: Iterable[Value]) -> list[Tensor]:
-    """The tensors that a graph leaves behind: matrices, each of its own, which nothing else of the
-    graph is. What lies elsewhere is copied."""
+def _published(b: Builder, values: Iterable[Value], plain: frozenset[Value]) -> list[Tensor]:
+    """The tensors that a graph leaves behind, each of its own: what is an input too, or no matrix
+    where that is wanted, is copied."""
     found: list[Tensor] = []
     for value in values:
-        tensor, shape = b.tensor(value), b.setting.axes.matrix(value)
+        tensor = b.tensor(value)
+        shape = b.setting.axes.matrix(value) if value in plain else tensor.shape
         if tensor.shape != shape or tensor in found or tensor in b.inputs:
             out = b.new(f"{tensor.name}_copy", shape, tensor.dtype)
             b.nodes.append(_copy(tensor, out, b.nodes[-1], value))

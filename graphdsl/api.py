@@ -27,21 +27,23 @@ Passes = Mapping[str, Mapping[str, str | int]]
 
 def build(layer_or_graph: Layer | Graph | Callable[..., Any], backend: str = "cpu",
           dtype: str | None = None, out: str | Path | None = None,
-          passes: Passes | None = None) -> Operator:
+          passes: Passes | None = None, soc: str = "") -> Operator:
     """The operator of a Layer, a Model or a traced Graph.
 
     `dtype` (unless given "f32", on ascend "f16") is that of the weights and activations whose
     signature names none; a Graph has its own. `out` is a folder for sources, library and manifest,
-    `passes` has the options that `--pass` has. Raises GraphError for what the layer or an option
-    does wrong, ToolError when the compiler fails.
+    `passes` has the options that `--pass` has, `soc` is the chip ("910b", "310p") of a backend that
+    has several. Raises GraphError for what the layer or an option does wrong, ToolError when the
+    compiler fails.
     """
     from graphdsl.runtime.operator import Operator
 
-    graph = trace(layer_or_graph, dtype or find_backend(backend).target.layer_dtype)
+    graph = trace(layer_or_graph, dtype or find_backend(backend, soc).target.layer_dtype)
     if isinstance(layer_or_graph, Graph) and dtype and dtype_of(graph) != dtype:
         raise GraphError(f"{graph.name} was traced for {dtype_of(graph)}, so it cannot be built "
                          f"for {dtype}", hint=f'graphdsl.trace(layer, "{dtype}")')
-    options = _options(backend, dtype or dtype_of(graph), Path(out) if out else None, passes)
+    options = _options(backend, dtype or dtype_of(graph), Path(out) if out else None, passes,
+                       soc)
     return Operator(build_graph(graph, options).path)
 
 
@@ -69,18 +71,19 @@ def register_torch_class(operator: Operator, name: str | None = None) -> str:
 
 
 def load_model(path: str | Path, backend: str = "cpu", dtype: str = "bf16",
-               quantize: str | None = None, passes: Passes | None = None) -> LanguageModel:
+               quantize: str | None = None, passes: Passes | None = None,
+               soc: str = "") -> LanguageModel:
     """A Hugging Face folder, a GGUF file or a packaged model ("smollm2"), built as one operator.
 
-    `passes` has the options that `--pass` has. Raises GraphError for what is not a model or an
-    option, ToolError when fetching or compiling fails.
+    `passes` and `soc` are as for `build`. Raises GraphError for what is not a model or an option,
+    ToolError when fetching or compiling fails.
     """
     from graphdsl.hf.model import open_model
 
     if quantize is not None:
         raise GraphError(f"quantize={quantize!r}: the {backend} backend has no quantised weights",
                          hint="leave it out; quantised files are dequantised when they are loaded")
-    return open_model(path, _options(backend, dtype, None, passes))
+    return open_model(path, _options(backend, dtype, None, passes, soc))
 
 
 def replace_layers(model: Any, backend: str = "cpu", reserve: int = 1024) -> Replaced:
@@ -99,8 +102,8 @@ def replace_layers(model: Any, backend: str = "cpu", reserve: int = 1024) -> Rep
 
 
 def _options(backend: str, dtype: str, out: Path | None,
-             passes: Passes | None = None) -> BuildOptions:
+             passes: Passes | None = None, soc: str = "") -> BuildOptions:
     texts = {name: {key: str(value) for key, value in options.items()}
              for name, options in (passes or {}).items()}
-    return BuildOptions(cache=cache_folder(os.environ), backend=backend, dtype=dtype, out=out,
-                        passes=texts, environment=dict(os.environ))
+    return BuildOptions(cache=cache_folder(os.environ), backend=backend, soc=soc, dtype=dtype,
+                        out=out, passes=texts, environment=dict(os.environ))

@@ -46,6 +46,11 @@ class Target:
     """The one where nobody asks for another."""
     why_not: tuple[tuple[str, str], ...] = ()
     """Of dtypes that layers are not built for, the reason."""
+    zero_padding: bool = True
+    """Attention gives 0 for the rows of padding; else they mean nothing."""
+    padded_policies: frozenset[str] = frozenset({"contiguous", "paged", "shift"})
+    """Policies of caches into which a step may append fewer tokens for one sequence than for
+    another."""
     fuses_loops: bool = True
     """Runs of pointwise and row-reduction kernels become generated loops."""
     epilogue_matmuls: int = 2
@@ -83,6 +88,13 @@ class Backend(Protocol):
 
     @property
     def target(self) -> Target: ...
+
+    @property
+    def socs(self) -> tuple[str, ...]:
+        """The chips to choose from, the usual one first; none where there is no choice."""
+
+    def for_soc(self, soc: str) -> Backend:
+        """The same backend for another chip of `socs`. Raises GraphError for one that is not."""
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -124,11 +136,15 @@ class Backend(Protocol):
         builds share is kept in `cache`. Raises ToolError with the command and output."""
 
 
-def find_backend(name: str) -> Backend:
-    """The backend of this name. Raises GraphError for an unknown one."""
+def find_backend(name: str, soc: str = "") -> Backend:
+    """The backend of this name, for the chip of that name if one is given. Raises GraphError for
+    an unknown one."""
     found = {e.name: e for e in entry_points(group="graphdsl.backends")}
     if name not in found:
         raise GraphError(f"no backend {name}", hint=f"backends: {', '.join(sorted(found))}")
     module, _, attribute = found[name].value.partition(":")
     backend: Backend = getattr(import_module(module), attribute)
-    return backend
+    if soc and not backend.socs:
+        raise GraphError(f"--soc {soc}: the {name} backend has no SoCs to choose from",
+                         hint="leave it out")
+    return backend.for_soc(soc) if soc else backend

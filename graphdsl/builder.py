@@ -36,6 +36,7 @@ class BuildOptions:
 
     cache: Path
     backend: str = "cpu"
+    soc: str = ""
     dtype: str = "f32"
     passes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     out: Path | None = None
@@ -66,7 +67,7 @@ class Rendered:
 
 def lower(graph: Graph, options: BuildOptions, backend: Backend | None = None) -> Lowered:
     """The graph after all passes, checked against what the backend can run."""
-    backend = backend or find_backend(options.backend)
+    backend = backend or find_backend(options.backend, options.soc)
     check_dtype(options.dtype, backend)
     check_kernels(graph, backend)
     lowered = run_pipeline(graph, backend.target, options.passes, options.verify)
@@ -131,7 +132,7 @@ def build_graph(graph: Graph, options: BuildOptions, backend: Backend | None = N
     a folder cannot be written; nothing half written is left behind.
     """
     start = time.perf_counter()
-    backend = backend or find_backend(options.backend)
+    backend = backend or find_backend(options.backend, options.soc)
     _check_out(options.out)
     lowered = lower(graph, options, backend)
     fired = sum(len(report.fired) for report in lowered.report)

@@ -30,9 +30,16 @@ def check_soc(soc: str) -> None:
 def target(soc: str = "910b") -> Target:
     """The Target of a SoC. Raises GraphError for an unknown one."""
     check_soc(soc)
+    storage = "nz" if soc == "310p" else ""
+    narrow = frozenset({"f16"} if soc == "310p" else {"f16", "bf16"})
     return Target("ascend", takes=taken(soc), kv_order="bsnd",
-                  kv_policies=frozenset({"contiguous", "paged"}),
-                  dtypes=frozenset({"f16", "bf16", "f32"}), fuses_loops=False, epilogue_matmuls=0)
+                  kv_policies=frozenset({"contiguous", "paged"}), kv_policy="paged",
+                  kv_block=BLOCK, kv_storages=frozenset({storage}), kv_storage=storage,
+                  dtypes=narrow | {"f32"}, layer_dtypes=narrow, layer_dtype="f16",
+                  why_not=(("f32", "ATB's RmsNorm, Rope, attention and MUL take f16 and bf16 only"),
+                           ("bf16", "a 310p has none")),
+                  zero_padding=False, padded_policies=frozenset({"paged"}),
+                  fuses_loops=False, epilogue_matmuls=0)
 
 
 __all__ = ["BLOCK", "SOCS", "TAKEN", "check_soc", "taken", "target"]

@@ -73,6 +73,14 @@ class CPU:
                       fuses_attention=True, fuses_prologues=True)
 
     @property
+    def socs(self) -> tuple[str, ...]:
+        return ()
+
+    def for_soc(self, soc: str) -> CPU:
+        del soc
+        return self
+
+    @property
     def chosen(self) -> Level:
         return self.level or best_level(cpu_features())
 

@@ -127,6 +127,8 @@ def _file(command: argparse.ArgumentParser) -> None:
 
 def _backend(command: argparse.ArgumentParser) -> None:
     command.add_argument("--backend", default="cpu", metavar="NAME", help="default: cpu")
+    command.add_argument("--soc", default="", metavar="NAME",
+                         help="the chip to build for: on ascend 910b (default) or 310p")
 
 
 def _dtype(command: argparse.ArgumentParser) -> None:

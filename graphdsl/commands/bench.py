@@ -14,7 +14,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from graphdsl.backend import find_backend
+from graphdsl.backend import Backend, find_backend
 from graphdsl.commands.session import Session, check_folder, say
 from graphdsl.commands.trial import Call, Trial, make_trial
 from graphdsl.errors import GraphError
@@ -50,8 +50,8 @@ def run(args: argparse.Namespace, session: Session) -> int:
         ratio = result["median_ms"] / results[0]["median_ms"]
         say(f"graphdsl is {ratio:.2f}x as fast as {result['impl']}")
     if args.json:
-        report = {"machine": _machine(args.backend, session), "case": _case(trial, args),
-                  "results": results}
+        machine = _machine(find_backend(args.backend, args.soc), session)
+        report = {"machine": machine, "case": _case(trial, args), "results": results}
         args.json.write_text(json.dumps(report, indent=1) + "\n")
     return 0
 
@@ -166,9 +166,9 @@ def _case(trial: Trial, args: argparse.Namespace) -> dict[str, Any]:
             "tokens": args.tokens, "past": args.past}
 
 
-def _machine(backend: str, session: Session) -> dict[str, Any]:
+def _machine(backend: Backend, session: Session) -> dict[str, Any]:
     """What the figures depend on."""
-    capability = find_backend(backend).probe(session.environment)
+    capability = backend.probe(session.environment)
     models = [line.partition(":")[2].strip()
               for line in _lines(Path("/proc/cpuinfo")) if line.startswith("model name")]
     return {"cpu": models[0] if models else platform.processor(), "cores": os.cpu_count(),

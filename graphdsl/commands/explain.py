@@ -20,7 +20,7 @@ from graphdsl.seeing.sites import counts, distant, records, site_lines, sites, t
 def run(args: argparse.Namespace, session: Session) -> int:
     """Prints every line of the user's with the rules that fired or nearly did there."""
     source = session.source(args)
-    backend = find_backend(args.backend)
+    backend = find_backend(args.backend, args.soc)
     target = backend.target
     if args.rule:
         _check_rule(args.rule, {*PASS_RULES, *(r.name for r in (*FUSIONS, *groups(target)))})

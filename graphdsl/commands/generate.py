@@ -29,7 +29,7 @@ DTYPE = "bf16"
 def run(args: argparse.Namespace, session: Session) -> int:
     """Prints the text of every prompt, then the speed, then with --ids the new ids."""
     texts = _texts(args)
-    backend = find_backend(args.backend)
+    backend = find_backend(args.backend, args.soc)
     check_dtype(args.dtype or DTYPE, backend)
     configured(PIPELINE, dict(args.passes), backend.target)
     check_folder("GRAPHDSL_CACHE", session.cache)

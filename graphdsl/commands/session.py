@@ -36,7 +36,7 @@ class Progress:
         self.out.write(f"{start}{stage:<8} {summary}\n")
         self.out.flush()
         following = {"trace": "passes", "passes": "render", "memory": "compile",
-                     "cache": "compile"}.get(stage)
+                     "atb": "compile", "cache": "compile"}.get(stage)
         if following:
             self.begin(following)
 
@@ -57,13 +57,13 @@ class Session:
 
     def options(self, args: argparse.Namespace, dtype: str) -> BuildOptions:
         """The build that the arguments ask for."""
-        return BuildOptions(cache=self.cache, backend=args.backend, dtype=dtype,
-                            passes=dict(args.passes), environment=self.environment)
+        return BuildOptions(cache=self.cache, backend=args.backend, soc=args.soc,
+                            dtype=dtype, passes=dict(args.passes), environment=self.environment)
 
     def source(self, args: argparse.Namespace) -> Source:
         """The file that the arguments name, traced. Raises GraphError for a backend, dtype or pass
         that is not there, before the file is run."""
-        backend = find_backend(args.backend)
+        backend = find_backend(args.backend, args.soc)
         check_dtype(args.dtype or backend.target.layer_dtype, backend)
         configured(PIPELINE, dict(args.passes), backend.target)
         self.progress.begin("trace")

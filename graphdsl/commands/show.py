@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from graphdsl.backend import find_backend
+from graphdsl.backend import Backend, find_backend
 from graphdsl.commands.session import Session, say
 from graphdsl.errors import GraphError
 from graphdsl.ir import Graph
@@ -28,15 +28,16 @@ def run(args: argparse.Namespace, session: Session) -> int:
     if args.format == "html" and session.progress.is_terminal:
         raise GraphError("--format html is a page for a browser, not for a terminal",
                          hint=f"graphdsl show {args.file} --all --format html > page.html")
+    backend = find_backend(args.backend, args.soc)
     source = session.source(args)
     graphs = [("trace", source.graph)]
     lowered = Lowered(source.graph)
     if args.after or args.all:
-        lowered = run_pipeline(source.graph, find_backend(args.backend).target, dict(args.passes),
+        lowered = run_pipeline(source.graph, backend.target, dict(args.passes),
                                observe=lambda name, graph: graphs.append((name, graph)))
     wanted = graphs if args.all else [g for g in graphs if g[0] == (args.after or "trace")]
     if args.format == "html":
-        say(_page(args, source, wanted, lowered))
+        say(_page(args, source, wanted, lowered, backend))
     elif args.all:
         _print_all(wanted, args.format)
     else:
@@ -55,20 +56,20 @@ def _print_all(stages: list[tuple[str, Graph]], form: str) -> None:
 
 
 def _page(args: argparse.Namespace, source: Source, graphs: list[tuple[str, Graph]],
-          lowered: Lowered) -> str:
+          lowered: Lowered, backend: Backend) -> str:
     stages = stages_of(graphs)
-    code, code_note = _code(args.backend, stages[-1], lowered)
+    code, code_note = _code(backend, stages[-1], lowered)
     counts = [count(stage.graph) for stage in stages]
     passed = f", {counts[-1]} after all passes" if args.all else ""
     note = f"{args.file.name}, {source.dtype}, backend {args.backend}: {counts[0]} nodes{passed}"
     return page(source.name, note, stages, lowered, code, code_note)
 
 
-def _code(backend: str, stage: Stage, lowered: Lowered) -> tuple[dict[Place, list[str]], str]:
+def _code(backend: Backend, stage: Stage, lowered: Lowered) -> tuple[dict[Place, list[str]], str]:
     """What is generated for the places of the last stage, and why there is nothing."""
     if stage.graph is not lowered.graph or not lowered.report:
         return {}, "generated code: graphdsl show FILE --all --format html"
     try:
-        return generated_code(stage, lowered, find_backend(backend)), ""
+        return generated_code(stage, lowered, backend), ""
     except GraphError as error:
         return {}, f"no generated code: {error}"

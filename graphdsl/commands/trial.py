@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from graphdsl.backend import find_backend
 from graphdsl.builder import BuildOptions, build_graph
 from graphdsl.commands.session import Session
 from graphdsl.errors import GraphError
@@ -65,7 +66,10 @@ def make_trial(args: argparse.Namespace, session: Session, *, padded: bool) -> T
     with source.importing():
         operator = Operator(build_graph(source.graph, options).path)
         dims["slots"] = operator.whole_pages(dims["slots"])
-        given = samples(source.graph, args.seed, dims, past=args.past, padded=padded)
+        pads = find_backend(args.backend, args.soc).target.padded_policies
+        policies = {p.layout.policy for p in operator.state if p.layout}
+        given = samples(source.graph, args.seed, dims, past=args.past,
+                        padded=padded and policies <= pads)
     operator.bind(given.params)
     filled = Filled.of(operator.manifest, given.inputs, dims, args.seed)
     given = replace(given, state=filled.held(given.state))

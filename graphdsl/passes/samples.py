@@ -129,13 +129,15 @@ def reference_outputs(graph: Graph, given: Samples, recipes: Mapping[str, Graph]
     return outputs[:len(outputs) - len(tables)]
 
 
-def without_padding(graph: Graph, given: Samples, outputs: Sequence[Tensor]) -> list[Tensor]:
+def without_padding(graph: Graph, given: Samples, outputs: Sequence[Tensor],
+                    always: bool = False) -> list[Tensor]:
     """`outputs` of `graph` as they are compared. The rows of padding mean nothing: where a graph
     masks attention by its own maths, they are something else than the 0 of `attention`, so in a
-    graph that compares numbers they become 0 in every result [batch, tokens, ...]."""
+    graph that compares numbers, or `always`, they become 0 in every result [batch, tokens, ...].
+    """
     positions = [v for v, limit in _limits(graph) if limit is None and v in graph.inputs]
     compared = list(outputs)
-    for i, value in enumerate(graph.results if _compares(graph) else ()):
+    for i, value in enumerate(graph.results if always or _compares(graph) else ()):
         for leaf in positions:
             if value.shape[:2] == leaf.shape:
                 padding = given.inputs[leaf.name] < 0

@@ -11,7 +11,8 @@ from .atb import Graph, Node, Phase, Program, Run, Tensor
 from .checks_call import described
 from .checks_node import check_node
 from .checks_sizes import same_shape
-from .tables import MOST_NAME, MOST_NODES, MOST_TENSORS, SOCS, WITHOUT_BF16
+from .tables import MOST_NAME, MOST_NODES, MOST_TENSORS, WITHOUT_BF16
+from .target import check_soc
 
 
 def check_program(program: Program, soc: str) -> None:
@@ -29,8 +30,7 @@ def check_program(program: Program, soc: str) -> None:
 
 def check_graph(graph: Graph, soc: str) -> None:
     """The same for one graph."""
-    if soc not in SOCS:
-        raise GraphError(f"no SoC {soc}", hint=f"--soc {' or '.join(SOCS)}")
+    check_soc(soc)
     _check_counts(graph)
     _check_names(graph)
     _check_order(graph)

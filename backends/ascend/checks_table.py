@@ -111,10 +111,10 @@ def _matching(node: Node, rows: list[Row], present: frozenset[str], soc: str) ->
         raise GraphError(f"ATB has no {variant_of(node)[0]} on {soc}", node.loc)
     _, row, dtype, wrong = min(tries, key=lambda tried: tried[0])
     label, slot, tensor = wrong[0]
-    wanted = _wanted(node, rows, label, slot, dtype, tensor)
+    wanted = _wanted(node, rows, slot, dtype, tensor)
+    wide = tensor.dtype == "f32" and "f32" not in wanted and " or " in wanted
     raise GraphError(f"ATB's {row.variant}: {label} is {described(tensor)}, wanted {wanted}",
-                     node.loc, F32_HINT if tensor.dtype == "f32" and "format" not in wanted
-                     else _legal(rows, soc))
+                     node.loc, F32_HINT if wide else _legal(rows, soc))
 
 
 def _misfits(node: Node, row: Row, dtype: str, present: frozenset[str]) -> Iterator[Wrong]:
@@ -127,8 +127,7 @@ def _misfits(node: Node, row: Row, dtype: str, present: frozenset[str]) -> Itera
                 yield f"{kind} {index} ({slot.name})", slot, tensor
 
 
-def _wanted(node: Node, rows: list[Row], label: str, slot: Slot, dtype: str,
-            tensor: Tensor) -> str:
+def _wanted(node: Node, rows: list[Row], slot: Slot, dtype: str, tensor: Tensor) -> str:
     """What the slot takes: all dtypes where none of the others says which, else just that one."""
     if "T" in slot.dtypes:
         settled = any(other.dtype == dtype for other in node.inputs if other is not tensor)

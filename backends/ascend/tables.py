@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .atb import DataType, Enum, Field
+from .target import SOCS
 
-SOCS = ("910b", "310p")
 WITHOUT_BF16 = ("310p",)
 MOST_DIMS = 8
 MOST_TENSORS = 256

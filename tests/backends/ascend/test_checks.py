@@ -46,5 +46,5 @@ def test_the_whole_sentence() -> None:
 
 
 def test_an_unknown_soc() -> None:
-    with pytest.raises(GraphError, match=r"no SoC 910a\n  hint: --soc 910b or 310p"):
+    with pytest.raises(GraphError, match=r"no SoC 910a\n  hint: SoCs: 910b, 310p"):
         check_graph(replace(linear()), "910a")

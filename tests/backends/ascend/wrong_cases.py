@@ -62,6 +62,8 @@ RIGHT: dict[str, Graph] = {
     "linear f32": linear(X32, as_f32(W)),
     "linear of [k, n]": linear(w=t("w", 64, 96), transposeB=False),
     "linear seen flat": linear(t("x", ROWS, 4, 16), views={0: (ROWS, 64)}),
+    "linear of rows cut finer": linear(t("x", 4 * ROWS, 16), y=t("y", ROWS, 96),
+                                       views={0: (ROWS, 64)}),
     "linear nz": linear(w=replace(W, format="nz")),
     "rms_norm": rms_norm(),
     "pre_norm": pre_norm(),

@@ -37,14 +37,15 @@ def program_of(graph: Graph, recipes: Recipes, soc: str,
     wides = _wides(found, dtype)
     prepared: dict[str, Prepared] = {}
     kept: dict[str, Tensor] = {}
+    results = tuple(Tensor(f"output{i}", v.dtype, axes.matrix(source_of(v)))
+                    for i, v in enumerate(graph.results))
+    taken = frozenset(tensor.name for tensor in (*ports.values(), *results))
     phases: list[Phase] = []
     for name in _phase_names(graph):
-        setting = Setting(name, soc, dtype, axes, dict(ports), prepared)
+        setting = Setting(name, soc, dtype, axes, dict(ports), taken, prepared)
         phase, tensors = phase_of(graph, Live(found), setting, wides)
         phases.append(phase)
         kept |= tensors
-    results = tuple(Tensor(f"output{i}", v.dtype, axes.matrix(source_of(v)))
-                    for i, v in enumerate(graph.results))
     program = Program(graph.name, (*ports.values(), *results), tuple(prepared.values()),
                       tuple(kept.values()), tuple(phases), dtype, sizes)
     return graph, found.recipes, program

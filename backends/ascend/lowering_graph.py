@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from graphdsl.errors import GraphError
@@ -97,6 +97,16 @@ def source_of(value: Value) -> Value:
     return value
 
 
+def free_name(name: str, taken: Container[str]) -> str:
+    """The name, or with the first number that makes it one of its own."""
+    number = 1
+    free = name
+    while free in taken:
+        number += 1
+        free = f"{name}_{number}"
+    return free
+
+
 def identifier(name: str) -> str:
     """A name that C++ takes."""
     clean = re.sub(r"\W+", "_", name).strip("_")
@@ -106,13 +116,14 @@ def identifier(name: str) -> str:
 @dataclass(frozen=True)
 class Setting:
     """What all graphs of a program share. `outside` has the tensor of every leaf and of what other
-    graphs have made, under the name of whoever made it."""
+    graphs have made, under its name in the program; `ports` are the names that are taken."""
 
     phase: str
     soc: str
     dtype: str
     axes: Axes
     outside: dict[Value, Tensor]
+    ports: frozenset[str] = frozenset()
     prepared: dict[str, Prepared] = field(default_factory=dict)
 
     @property
@@ -135,11 +146,7 @@ class Builder:
 
     def new(self, name: str, shape: Shape, dtype: str) -> Tensor:
         """A tensor of a name that no other has."""
-        clean, number = identifier(name), 1
-        free = clean
-        while free in self.names:
-            number += 1
-            free = f"{clean}_{number}"
+        free = free_name(identifier(name), self.names)
         self.names.add(free)
         return Tensor(free, dtype, shape)
 
@@ -168,7 +175,7 @@ class Builder:
         """A tensor that the runner computes from leaves."""
         of = tuple(map(self.resolve, of))
         parts = [kind, of[0].name if kind == "ids" else "", f"w{window}" if window else ""]
-        name = identifier("_".join(part for part in parts if part))
+        name = free_name(identifier("_".join(part for part in parts if part)), self.setting.ports)
         known = self.setting.prepared
         before = known.get(name)
         if before and limit:
@@ -223,5 +230,5 @@ class Builder:
         return [*parts[:2], *self.split(last, sizes[2:], names[2:], like)]
 
 
-__all__ = ["Axes", "Builder", "Fields", "Seen", "Setting", "Shape", "cache_shape", "identifier",
-           "product", "source_of"]
+__all__ = ["Axes", "Builder", "Fields", "Seen", "Setting", "Shape", "cache_shape", "free_name",
+           "identifier", "product", "source_of"]

@@ -3,7 +3,7 @@ a graph is."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from graphdsl.errors import GraphError
@@ -17,7 +17,15 @@ from . import atb
 from .angles import inside
 from .atb import Phase, Run, Tensor
 from .lowering_attention import lower_append, lower_attention, lower_rope, pairs_of
-from .lowering_graph import Builder, Seen, Setting, cache_shape, identifier, source_of
+from .lowering_graph import (
+    Builder,
+    Seen,
+    Setting,
+    cache_shape,
+    free_name,
+    identifier,
+    source_of,
+)
 from .lowering_math import GATHER, RULES, index_of
 from .lowering_parts import Live, Part, parts_of
 
@@ -159,22 +167,39 @@ def _widen(b: Builder, half: Value, interleaved: bool, wide: Wide) -> None:
 
 
 def _plain(graph: Graph) -> frozenset[Value]:
-    """Values that have to lie as matrices: results, and what a repeat carries."""
+    """Values that have to lie as matrices: results, what a repeat carries, and those of attention,
+    which lie in one way in one phase and in another in the other."""
     carried = (v for node in graph.nodes if node.op is REPEAT
                for v in operands_of(node, node.inputs).carried)
-    return frozenset(map(source_of, (*graph.results, *carried)))
+    attended = (node.outputs[0] for node in graph.nodes if node.op is attention)
+    return frozenset(map(source_of, (*graph.results, *carried, *attended)))
 
 
 def _new(made: _Built, setting: Setting, plain: frozenset[Value]) -> dict[Value, Tensor]:
-    """What others may read of a part, by the part's name and the tensor's."""
+    """What others may read of a part, by names that nothing else has."""
+    taken = {*setting.ports, *(tensor.name for tensor in setting.outside.values())}
+    found: dict[Value, Tensor] = {}
+    for value, tensor in _left(made, setting, plain):
+        name = free_name(tensor.name, taken)
+        found[value] = replace(tensor, name=name)
+        taken |= {name, *(f"{name}_{turn}" for turn in "ab")}
+    return found
+
+
+def _left(made: _Built, setting: Setting,
+          plain: frozenset[Value]) -> Iterator[tuple[Value, Tensor]]:
+    """The values that a part makes, each as it lies, or has to."""
+    title, b = made.part.name, made.builder
     if made.part.repeat:
         values = [v for v in made.part.repeat.outputs if v.type.layout is None]
-        return {v: Tensor(f"{made.part.name}_{i}", v.dtype, setting.axes.matrix(v))
-                for i, v in enumerate(values)}
-    own = {v: tensor for v, tensor in made.builder.made.items()
-           if tensor not in made.builder.inputs}
-    return {v: Tensor("_".join(x for x in (made.part.name, t.name) if x), v.dtype,
-                      setting.axes.matrix(v) if v in plain else t.shape) for v, t in own.items()}
+        for i, value in enumerate(values):
+            yield value, Tensor(f"{title}_{i}", value.dtype, setting.axes.matrix(value))
+        return
+    for value, tensor in b.made.items():
+        if tensor not in b.inputs:
+            shape = setting.axes.matrix(value) if value in plain else tensor.shape
+            name = f"{title}_{tensor.name}" if title else tensor.name
+            yield value, Tensor(name, value.dtype, shape)
 
 
 @dataclass
@@ -282,16 +307,16 @@ class _Binding:
                 return holds[leaf] if leaf in holds else self.name(names.get(leaf, leaf))
 
             last = turn == len(operands.params) - 1
-            written = [self.name(node.outputs[i]) if last else self.between(made, node, i, turn)
+            written = [self.name(node.outputs[i]) if last else self.between(node, i, turn)
                        for i in range(len(carried))]
             runs.append(Run(graph, (*self.sources(b, bound), *written)))
             holds = dict(zip(carried, written, strict=True))
         return runs
 
-    def between(self, made: _Built, node: Node, index: int, turn: int) -> str:
+    def between(self, node: Node, index: int, turn: int) -> str:
         """One of the two tensors that a carried value goes through."""
         like = self.setting.outside[node.outputs[index]]
-        return self.keep(replace(like, name=f"{made.part.name}_{index}_{'ab'[turn % 2]}"))
+        return self.keep(replace(like, name=f"{like.name}_{'ab'[turn % 2]}"))
 
 
 def _published(b: Builder, values: Iterable[Value], plain: frozenset[Value]) -> list[Tensor]:

@@ -1,0 +1,23 @@
+"""The emulation of ATB, compiled once for all tests."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+
+import pytest
+
+from graphdsl.backends.ascend.emulation_build import build_emulation
+
+
+@pytest.fixture(scope="session")
+def emulation(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache folder in which the archive is: builds that are given it compile only their own
+    sources. Workers of one session share it."""
+    folder = tmp_path_factory.getbasetemp().parent / "ascend-cache"
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        build_emulation(folder, os.environ)
+    return folder

@@ -29,41 +29,38 @@ inline void softmax(float* x, int64_t n) {
 // What the heads of queries that share one head of keys need.
 struct Scratch {
   std::unique_ptr<float[]> keys, values;
-  std::vector<float> query, scores, sums;
+  std::vector<float> scores;
 
   Scratch(const Heads& heads, int64_t n)
       : keys(new float[size_t(n * heads.dim)]),
         values(new float[size_t(n * heads.value_dim)]),
-        query(size_t(heads.dim)),
-        scores(size_t(n)),
-        sums(size_t(heads.value_dim)) {}
+        scores(size_t(n)) {}
 };
 
 // `hide(row, head, keys, scores)` changes the scores of one query and returns how many of the keys,
 // from the first on, it sees; `row` counts from the span's first.
-template <class T, class Hide>
-void attend_head(const Heads& heads, const Span& span, int64_t head, const T* q, Hide hide,
-                 Scratch& s, T* out) {
+template <class Hide>
+void attend_head(const Heads& heads, const Span& span, int64_t head, const float* q, Hide hide,
+                 Scratch& s, float* out) {
   for (int64_t row = 0; row < span.queries; ++row) {
     const int64_t place = (span.first + row) * heads.query + head;
-    widen(q + place * heads.dim, s.query.data(), heads.dim);
     for (int64_t key = 0; key < span.keys; ++key)
       s.scores[size_t(key)] =
-          heads.scale * dot(s.query.data(), s.keys.get() + key * heads.dim, heads.dim);
+          heads.scale * dot(q + place * heads.dim, s.keys.get() + key * heads.dim, heads.dim);
     const int64_t seen = hide(row, head, span.keys, s.scores.data());
-    std::fill(s.sums.begin(), s.sums.end(), 0.f);
+    float* sums = out + place * heads.value_dim;
+    std::fill_n(sums, heads.value_dim, 0.f);
     if (seen > 0) softmax(s.scores.data(), seen);
     for (int64_t key = 0; key < seen; ++key)
-      add_scaled(s.scores[size_t(key)], s.values.get() + key * heads.value_dim, s.sums.data(),
+      add_scaled(s.scores[size_t(key)], s.values.get() + key * heads.value_dim, sums,
                  heads.value_dim);
-    narrow(s.sums.data(), out + place * heads.value_dim, heads.value_dim);
   }
 }
 
 // `fetch(span, kv_head, keys, values)` widens the keys [keys, dim] and values [keys, value_dim].
-template <class T, class Fetch, class Hide>
-void attend(const Heads& heads, const std::vector<Span>& spans, const T* q, Fetch fetch, Hide hide,
-            T* out) {
+template <class Fetch, class Hide>
+void attend(const Heads& heads, const std::vector<Span>& spans, const float* q, Fetch fetch,
+            Hide hide, float* out) {
   const auto units = int64_t(spans.size()) * heads.kv;
 #pragma omp parallel for schedule(dynamic)
   for (int64_t unit = 0; unit < units; ++unit) {

@@ -2,9 +2,6 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
-#if defined(__F16C__)
-#include <immintrin.h>
-#endif
 
 namespace emulation {
 
@@ -68,7 +65,9 @@ inline void load8(const bfloat* p, v8& out) {
 }
 inline void load8(const half* p, v8& out) {
 #if defined(__F16C__)
-  out = (v8)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  short __attribute__((vector_size(16))) narrow;
+  std::memcpy(&narrow, p, sizeof narrow);
+  out = __builtin_ia32_vcvtph2ps256(narrow);
 #else
   for (int i = 0; i < 8; ++i) out[i] = get(p[i]);
 #endif
@@ -79,7 +78,8 @@ inline void store8(bfloat* p, const v8& v) {
 }
 inline void store8(half* p, const v8& v) {
 #if defined(__F16C__)
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph((__m256)v, 0));
+  const auto narrow = __builtin_ia32_vcvtps2ph256(v, 0);
+  std::memcpy(p, &narrow, sizeof narrow);
 #else
   for (int i = 0; i < 8; ++i) set(p[i], v[i]);
 #endif

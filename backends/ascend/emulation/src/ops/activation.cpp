@@ -1,7 +1,6 @@
 // Activations of one tensor; SWIGLU_FORWARD takes two halves of it.
 #include <algorithm>
 #include <cmath>
-#include <vector>
 #include "helpers.hpp"
 
 namespace emulation {
@@ -60,11 +59,13 @@ class Activation : public SingleOperation {
   }
 
   Status Run(const atb::VariantPack& pack, uint8_t*) override {
-    with_type(desc_in(pack, 0).dtype, [&](auto type) {
-      using T = decltype(type);
-      if (Halves()) return Gate<T>(pack);
-      Map(data_in<T>(pack, 0), data_out<T>(pack, 0), numel(desc_in(pack, 0)));
-    });
+    const Floats x(pack.inTensors[0]);
+    const Rounded y(pack.outTensors[0]);
+    if (Halves())
+      Gate(desc_in(pack, 0), x.get(), y.get());
+    else
+      for (int64_t i = 0; i < numel(desc_in(pack, 0)); ++i) y.get()[i] = Value(x.get()[i]);
+    y.Store();
     return atb::NO_ERROR;
   }
 
@@ -88,28 +89,14 @@ class Activation : public SingleOperation {
     }
   }
 
-  template <class T> void Map(const T* x, T* y, int64_t n) const {
-#pragma omp parallel for if (n > 100000)
-    for (int64_t i = 0; i < n; ++i) set(y[i], Value(get(x[i])));
-  }
-
   // silu(first half) * second half
-  template <class T> void Gate(const atb::VariantPack& pack) const {
-    const TensorDesc& desc = desc_in(pack, 0);
+  void Gate(const TensorDesc& desc, const float* x, float* y) const {
     const uint64_t axis = Axis(desc);
     const int64_t outer = product(desc, 0, axis), n = product(desc, axis, rank(desc)) / 2;
-    const T* x = data_in<T>(pack, 0);
-    T* y = data_out<T>(pack, 0);
-#pragma omp parallel if (outer * n > 100000)
-    {
-      std::vector<float> gate(static_cast<size_t>(n)), up(gate.size());
-#pragma omp for
-      for (int64_t row = 0; row < outer; ++row) {
-        widen(x + row * 2 * n, gate.data(), n);
-        widen(x + row * 2 * n + n, up.data(), n);
-        for (size_t i = 0; i < gate.size(); ++i) gate[i] *= sigmoid(gate[i]) * up[i];
-        narrow(gate.data(), y + row * n, n);
-      }
+#pragma omp parallel for if (outer * n > 100000)
+    for (int64_t row = 0; row < outer; ++row) {
+      const float *gate = x + row * 2 * n, *up = gate + n;
+      for (int64_t i = 0; i < n; ++i) y[row * n + i] = gate[i] * sigmoid(gate[i]) * up[i];
     }
   }
 

@@ -174,7 +174,7 @@ class KvCache : public SingleOperation {
     T* past = static_cast<T*>(pack.inTensors[2].deviceData);
     for (int64_t s = 0; s < cache.sequences; ++s)
       for (int64_t slot = ends[s] - lengths[s]; slot < ends[s]; ++slot, from += cache.hidden)
-        write_row(from, cache.at(past, layer[0], s), slot);
+        write_row(from, cache.at(past, layer[0] * cache.sequences + s), slot);
   }
 };
 

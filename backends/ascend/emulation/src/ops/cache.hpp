@@ -42,9 +42,9 @@ struct Contiguous {
   int64_t layers, sequences, slots, hidden;
   bool nz;
 
-  // One sequence: a row for every slot.
-  template <class T> Matrix<T> at(T* cache, int64_t layer, int64_t sequence) const {
-    T* data = cache + (layer * sequences + sequence) * slots * hidden;
+  // One sequence of a layer, layer * sequences + sequence: a row for every slot.
+  template <class T> Matrix<T> at(T* cache, int64_t index) const {
+    T* data = cache + index * slots * hidden;
     if (!nz) return plain(data, slots, hidden);
     return {data, slots, hidden, chunk_size, chunk_size * slots};
   }
@@ -63,10 +63,9 @@ inline Status read_contiguous(const char* name, const TensorDesc& cache, int64_t
   return atb::NO_ERROR;
 }
 
-// Columns [column, column + count) of a row.
 template <class T>
-void widen_part(const Matrix<const T>& cache, int64_t row, int64_t column, int64_t count,
-                float* to) {
+void widen_columns(const Matrix<const T>& cache, int64_t row, int64_t column, int64_t count,
+                   float* to) {
   if (cache.chunk_stride == chunk_size) return widen(cache.chunk(row, 0) + column, to, count);
   for (int64_t done = 0; done < count;) {
     const int64_t place = column + done;
@@ -74,6 +73,17 @@ void widen_part(const Matrix<const T>& cache, int64_t row, int64_t column, int64
     widen(cache.chunk(row, place / chunk_size) + place % chunk_size, to + done, n);
     done += n;
   }
+}
+
+// Columns [column, column + count) of a slot, in part `index` of a cache of either kind.
+template <class Cache>
+void widen_slot(const atb::Tensor& tensor, const Cache& cache, int64_t index, int64_t slot,
+                int64_t column, int64_t count, float* to) {
+  if (tensor.desc.dtype == ACL_BF16)
+    return widen_columns(cache.at(static_cast<const bfloat*>(tensor.deviceData), index), slot,
+                         column, count, to);
+  widen_columns(cache.at(static_cast<const half*>(tensor.deviceData), index), slot, column, count,
+                to);
 }
 
 // Copies a row of new keys or values into a slot.

@@ -98,11 +98,8 @@ class ContiguousAttention : public SingleOperation {
     const std::vector<Span> spans = Spans(q);
     const Status status = CheckMask(pack, spans);
     if (status != atb::NO_ERROR) return status;
-    with_type(q.dtype, [&](auto type) {
-      using T = decltype(type);
-      if (!bypass(param_)) Write<T>(pack, spans, cache, layer);
-      Compute<T>(pack, spans, cache, layer);
-    });
+    if (!bypass(param_)) Write(pack, spans, cache, layer);
+    Compute(pack, spans, cache, layer);
     return atb::NO_ERROR;
   }
 
@@ -175,29 +172,27 @@ class ContiguousAttention : public SingleOperation {
   }
 
   // New rows land at [tokenOffset - seqLen, tokenOffset).
-  template <class T>
   void Write(const atb::VariantPack& pack, const std::vector<Span>& spans, const Contiguous& cache,
              int64_t layer) const {
     for (const uint32_t which : {0U, 1U}) {
-      const T* rows = data_in<T>(pack, at_.key + which);
-      T* to = static_cast<T*>(pack.inTensors[at_.keys + which].deviceData);
+      const auto* rows = data_in<half>(pack, at_.key + which);  // bf16 is as wide
+      auto* to = static_cast<half*>(pack.inTensors[at_.keys + which].deviceData);
       for (size_t s = 0; s < spans.size(); ++s)
         for (int64_t i = 0; i < spans[s].queries; ++i)
           write_row(rows + (spans[s].first + i) * cache.hidden,
-                    cache.at(to, layer, int64_t(s)), spans[s].keys - spans[s].queries + i);
+                    cache.at(to, layer * cache.sequences + int64_t(s)), spans[s].keys - spans[s].queries + i);
     }
   }
 
-  template <class T>
   void Compute(const atb::VariantPack& pack, const std::vector<Span>& spans,
                const Contiguous& cache, int64_t layer) const {
     const int64_t size = cache.hidden / param_.kvHeadNum;
     const auto fetch = [&](size_t s, int64_t head, float* keys, float* values) {
-      const auto from = cache.at(data_in<T>(pack, at_.keys), layer, int64_t(s));
-      const auto also = cache.at(data_in<T>(pack, at_.values), layer, int64_t(s));
       for (int64_t i = 0; i < spans[s].keys; ++i) {
-        widen_part(from, i, head * size, size, keys + i * size);
-        widen_part(also, i, head * size, size, values + i * size);
+        const int64_t place = layer * cache.sequences + int64_t(s);
+        widen_slot(pack.inTensors[at_.keys], cache, place, i, head * size, size, keys + i * size);
+        widen_slot(pack.inTensors[at_.values], cache, place, i, head * size, size,
+                   values + i * size);
       }
     };
     std::optional<Mask> mask;
@@ -208,8 +203,10 @@ class ContiguousAttention : public SingleOperation {
       if (mask) mask->Add(int64_t(s), head, row, seen, scores);
       return seen;
     };
-    attend(heads_of(param_, size), spans, data_in<T>(pack, at_.query), fetch, hide,
-           data_out<T>(pack, 0));
+    const Floats query(pack.inTensors[at_.query]);
+    const Rounded out(pack.outTensors[0]);
+    attend(heads_of(param_, size), spans, query.get(), fetch, hide, out.get());
+    out.Store();
   }
 
   SelfAttentionParam param_;

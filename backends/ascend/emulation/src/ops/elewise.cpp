@@ -58,35 +58,23 @@ struct Walk {
   }
 };
 
-// f(x, other) for every element; of a result that is one of the operands each is read before.
-template <class T, class F> void zip(const atb::VariantPack& pack, F f) {
+// f(x, other) for every element of the result.
+template <class T, class F>
+void zip(const atb::VariantPack& pack, const T* x, const T* other, T* y, F f) {
   const TensorDesc& result = desc_out(pack, 0);
   const Walk first(desc_in(pack, 0), result), second(desc_in(pack, 1), result);
-  const T *x = data_in<T>(pack, 0), *other = data_in<T>(pack, 1);
-  T* y = data_out<T>(pack, 0);
   const int64_t n = last(result), rows = rows_of(result);
   const int64_t step_x = first.steps[rank(result) - 1], step_other = second.steps[rank(result) - 1];
   for (int64_t row = 0; row < rows; ++row) {
     const T *a = x + first.at(result, row), *b = other + second.at(result, row);
-    for (int64_t i = 0; i < n; ++i) f(a[i * step_x], b[i * step_other], y[row * n + i]);
+    for (int64_t i = 0; i < n; ++i) y[row * n + i] = f(a[i * step_x], b[i * step_other]);
   }
 }
 
-template <class T> void convert(const atb::VariantPack& pack, int64_t n) {
-  const T* x = data_in<T>(pack, 0);
-  if constexpr (std::is_same_v<T, float>) {
-    with_type(desc_out(pack, 0).dtype, [&](auto type) {
-      narrow(x, data_out<decltype(type)>(pack, 0), n);
-    });
-  } else {
-    widen(x, data_out<float>(pack, 0), n);
-  }
-}
-
-template <class From, class To> void convert_whole(const atb::VariantPack& pack, int64_t n) {
+template <class From, class To> void convert(const atb::VariantPack& pack) {
   const From* x = data_in<From>(pack, 0);
   To* y = data_out<To>(pack, 0);
-  for (int64_t i = 0; i < n; ++i) y[i] = static_cast<To>(x[i]);
+  for (int64_t i = 0; i < numel(desc_in(pack, 0)); ++i) y[i] = static_cast<To>(x[i]);
 }
 
 class Elewise : public SingleOperation {
@@ -121,15 +109,13 @@ class Elewise : public SingleOperation {
         return fail(atb::ERROR_INVALID_TENSOR_ADDR,
                     "y is the memory of an operand that is repeated, " + text(operand.desc));
     const aclDataType dtype = desc_in(pack, 0).dtype;
-    if (param_.elewiseType == Param::ELEWISE_CAST) {
-      Cast(pack, dtype);
-    } else if (dtype == ACL_INT32) {
-      Whole<int32_t, uint32_t>(pack);
-    } else if (dtype == ACL_INT64) {
-      Whole<int64_t, uint64_t>(pack);
-    } else {
-      with_type(dtype, [&](auto type) { Floating<decltype(type)>(pack); });
-    }
+    const bool cast = param_.elewiseType == Param::ELEWISE_CAST;
+    if (dtype == ACL_INT32)
+      cast ? convert<int32_t, int64_t>(pack) : Whole<int32_t, uint32_t>(pack);
+    else if (dtype == ACL_INT64)
+      cast ? convert<int64_t, int32_t>(pack) : Whole<int64_t, uint64_t>(pack);
+    else
+      Floating(pack);
     return atb::NO_ERROR;
   }
 
@@ -148,38 +134,33 @@ class Elewise : public SingleOperation {
     return atb::NO_ERROR;
   }
 
-  static void Cast(const atb::VariantPack& pack, aclDataType dtype) {
-    const int64_t n = numel(desc_in(pack, 0));
-    if (dtype == ACL_INT32) return convert_whole<int32_t, int64_t>(pack, n);
-    if (dtype == ACL_INT64) return convert_whole<int64_t, int32_t>(pack, n);
-    with_type(dtype, [&](auto type) { convert<decltype(type)>(pack, n); });
-  }
-
   // Whole numbers wrap around.
   template <class T, class Unsigned> void Whole(const atb::VariantPack& pack) const {
     const bool add = param_.elewiseType == Param::ELEWISE_ADD;
-    zip<T>(pack, [&](T a, T b, T& y) {
-      y = static_cast<T>(add ? Unsigned(a) + Unsigned(b) : Unsigned(a) - Unsigned(b));
+    zip(pack, data_in<T>(pack, 0), data_in<T>(pack, 1), data_out<T>(pack, 0), [&](T a, T b) {
+      return static_cast<T>(add ? Unsigned(a) + Unsigned(b) : Unsigned(a) - Unsigned(b));
     });
   }
 
-  template <class T> void Floating(const atb::VariantPack& pack) const {
-    const auto both = [&](auto f) {
-      zip<T>(pack, [&](T a, T b, T& y) { set(y, f(get(a), get(b))); });
-    };
-    switch (param_.elewiseType) {
-      case Param::ELEWISE_ADD: return both([](float a, float b) { return a + b; });
-      case Param::ELEWISE_SUB: return both([](float a, float b) { return a - b; });
-      case Param::ELEWISE_MUL: return both([](float a, float b) { return a * b; });
-      case Param::ELEWISE_REALDIV: return both([](float a, float b) { return a / b; });
-      default: return Map<T>(pack);
+  void Floating(const atb::VariantPack& pack) const {
+    const Floats x(pack.inTensors[0]);
+    const Rounded y(pack.outTensors[0]);
+    if (pack.inTensors.size() == 2) {
+      const Floats other(pack.inTensors[1]);
+      zip(pack, x.get(), other.get(), y.get(), [&](float a, float b) { return Both(a, b); });
+    } else {
+      for (int64_t i = 0; i < numel(desc_in(pack, 0)); ++i) y.get()[i] = Value(x.get()[i]);
     }
+    y.Store();
   }
 
-  template <class T> void Map(const atb::VariantPack& pack) const {
-    const T* x = data_in<T>(pack, 0);
-    T* y = data_out<T>(pack, 0);
-    for (int64_t i = 0; i < numel(desc_in(pack, 0)); ++i) set(y[i], Value(get(x[i])));
+  float Both(float a, float b) const {
+    switch (param_.elewiseType) {
+      case Param::ELEWISE_ADD: return a + b;
+      case Param::ELEWISE_SUB: return a - b;
+      case Param::ELEWISE_MUL: return a * b;
+      default: return a / b;
+    }
   }
 
   float Value(float x) const {
@@ -188,7 +169,8 @@ class Elewise : public SingleOperation {
       case Param::ELEWISE_COS: return std::cos(x);
       case Param::ELEWISE_SIN: return std::sin(x);
       case Param::ELEWISE_TANH: return std::tanh(x);
-      default: return -x;
+      case Param::ELEWISE_NEG: return -x;
+      default: return x;
     }
   }
 

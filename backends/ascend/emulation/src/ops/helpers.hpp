@@ -102,4 +102,29 @@ class Floats {
   std::unique_ptr<float[]> made_;
 };
 
+// Floats that become a tensor, each rounded once, when they are stored.
+class Rounded {
+ public:
+  explicit Rounded(const atb::Tensor& tensor)
+      : tensor_(tensor), values_(new float[static_cast<size_t>(numel(tensor.desc))]()) {}
+  float* get() const { return values_.get(); }
+  void Store() const {
+    with_type(tensor_.desc.dtype, [&](auto type) {
+      narrow(values_.get(), static_cast<decltype(type)*>(tensor_.deviceData),
+             numel(tensor_.desc));
+    });
+  }
+
+ private:
+  const atb::Tensor& tensor_;
+  std::unique_ptr<float[]> values_;
+};
+
+// Elements [first, first + n) of a tensor in f16 or bf16.
+inline void widen_from(const atb::Tensor& tensor, int64_t first, int64_t n, float* to) {
+  if (tensor.desc.dtype == ACL_BF16)
+    return widen(static_cast<const bfloat*>(tensor.deviceData) + first, to, n);
+  widen(static_cast<const half*>(tensor.deviceData) + first, to, n);
+}
+
 }  // namespace emulation

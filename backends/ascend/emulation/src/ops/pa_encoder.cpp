@@ -73,7 +73,7 @@ class PaEncoder : public SingleOperation {
     const std::vector<Span> spans = Spans(in);
     const Status status = CheckMask(pack, spans);
     if (status != atb::NO_ERROR) return status;
-    with_type(desc_in(pack, QUERY).dtype, [&](auto type) { Compute<decltype(type)>(pack, spans); });
+    Compute(pack, spans);
     return atb::NO_ERROR;
   }
 
@@ -113,7 +113,6 @@ class PaEncoder : public SingleOperation {
     return status;
   }
 
-  template <class T>
   void Compute(const atb::VariantPack& pack, const std::vector<Span>& spans) const {
     const TensorDesc& q = desc_in(pack, QUERY);
     const int64_t size = numel(q) / dim(q, 0) / param_.headNum;
@@ -127,8 +126,8 @@ class PaEncoder : public SingleOperation {
     const auto fetch = [&](size_t i, int64_t head, float* keys, float* values) {
       for (int64_t key = 0; key < spans[i].keys; ++key) {
         const int64_t from = (first_key[i] + key) * width + head * size;
-        widen(data_in<T>(pack, KEY) + from, keys + key * size, size);
-        widen(data_in<T>(pack, VALUE) + from, values + key * size, size);
+        widen_from(pack.inTensors[KEY], from, size, keys + key * size);
+        widen_from(pack.inTensors[VALUE], from, size, values + key * size);
       }
     };
     std::optional<Mask> mask;
@@ -139,8 +138,10 @@ class PaEncoder : public SingleOperation {
       if (mask) mask->Add(int64_t(i), head, row, seen, scores);
       return seen;
     };
-    attend(heads_of(param_, size), spans, data_in<T>(pack, QUERY), fetch, hide,
-           data_out<T>(pack, 0));
+    const Floats query(pack.inTensors[QUERY]);
+    const Rounded out(pack.outTensors[0]);
+    attend(heads_of(param_, size), spans, query.get(), fetch, hide, out.get());
+    out.Store();
   }
 
   SelfAttentionParam param_;

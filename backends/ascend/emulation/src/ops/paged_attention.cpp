@@ -77,7 +77,7 @@ class PagedAttention : public SingleOperation {
   Status Run(const atb::VariantPack& pack, uint8_t*) override {
     const Status status = CheckBlocks(pack);
     if (status != atb::NO_ERROR) return status;
-    with_type(desc_in(pack, QUERY).dtype, [&](auto type) { Compute<decltype(type)>(pack); });
+    Compute(pack);
     return atb::NO_ERROR;
   }
 
@@ -111,7 +111,7 @@ class PagedAttention : public SingleOperation {
     return atb::NO_ERROR;
   }
 
-  template <class T> void Compute(const atb::VariantPack& pack) const {
+  void Compute(const atb::VariantPack& pack) const {
     const TensorDesc& q = desc_in(pack, QUERY);
     const int64_t kv = param_.kvHeadNum, size = last(q), width = last(desc_in(pack, BLOCKS));
     const Heads heads{param_.headNum, kv, size, size, param_.qkScale};
@@ -125,13 +125,15 @@ class PagedAttention : public SingleOperation {
       const int32_t* row = table + int64_t(query) * width;
       for (int64_t i = 0; i < spans[query].keys; ++i) {
         const int64_t block = row[i / keys.block], slot = i % keys.block;
-        widen_part(keys.at(data_in<T>(pack, KEYS), block), slot, head * size, size, k + i * size);
-        widen_part(values.at(data_in<T>(pack, VALUES), block), slot, head * size, size,
-                   v + i * size);
+        widen_slot(pack.inTensors[KEYS], keys, block, slot, head * size, size, k + i * size);
+        widen_slot(pack.inTensors[VALUES], values, block, slot, head * size, size, v + i * size);
       }
     };
     const auto hide = [](size_t, int64_t, int64_t, int64_t n, float*) { return n; };
-    attend(heads, spans, data_in<T>(pack, QUERY), fetch, hide, data_out<T>(pack, 0));
+    const Floats query(pack.inTensors[QUERY]);
+    const Rounded out(pack.outTensors[0]);
+    attend(heads, spans, query.get(), fetch, hide, out.get());
+    out.Store();
   }
 
   Param param_;

@@ -8,6 +8,7 @@ import shlex
 import subprocess
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 from graphdsl.errors import ToolError
@@ -18,7 +19,7 @@ from ..cpu.features import cpu_features
 
 HERE = Path(__file__).parent / "emulation"
 INCLUDE, SOURCES = HERE / "include", HERE / "src"
-ARCHIVE = "libatb_emulation.a"
+ARCHIVE, LOG = "libatb_emulation.a", "log_runtime.cpp"
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-fvisibility=hidden",
          "-Wall", "-Wextra", "-Werror")
 
@@ -36,12 +37,12 @@ def build_emulation(folder: Path, environment: Mapping[str, str],
     if home.parent.is_dir():
         sweep(home.parent)
     with staging(home.parent) as staged:
-        units = sorted(SOURCES.rglob("*.cpp"))
+        units = _units(staged, flags)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            objects = list(pool.map(lambda unit: _compile(unit, staged, environment, flags), units))
+            objects = list(pool.map(lambda unit: _compile(unit, staged, environment), units))
         archiver = shlex.split(environment.get("AR") or "ar")
         _run([*archiver, "rcs", str(staged / ARCHIVE), *map(str, objects)], environment)
-        for item in objects:
+        for item in (*objects, staged / "core.cpp"):
             item.unlink()
         publish(staged, home)
     return home / ARCHIVE
@@ -57,12 +58,30 @@ def fingerprint(environment: Mapping[str, str], flags: Sequence[str] = FLAGS) ->
     return "\n".join([compiler_version(environment), *flags, cpu, digest.hexdigest()])
 
 
-def _compile(unit: Path, folder: Path, environment: Mapping[str, str],
-             flags: Sequence[str]) -> Path:
-    made = folder / (unit.relative_to(SOURCES).with_suffix("").as_posix().replace("/", "_") + ".o")
+@dataclass(frozen=True)
+class _Unit:
+    """A source that is compiled by itself, and how."""
+
+    source: Path
+    flags: tuple[str, ...]
+
+
+def _units(folder: Path, flags: Sequence[str]) -> list[_Unit]:
+    """The operations, the longest first; the log that a library may bring itself; and all else as
+    one source, since reading the headers takes longer than compiling what checks."""
+    operations = sorted(SOURCES.glob("ops/*.cpp"), key=lambda path: -path.stat().st_size)
+    core = sorted(path for path in SOURCES.glob("*.cpp") if path.name != LOG)
+    together = folder / "core.cpp"
+    together.write_text("".join(f'#include "{path.name}"\n' for path in core))
+    return [*(_Unit(path, tuple(flags)) for path in operations),
+            _Unit(together, (*flags, "-O1")), _Unit(SOURCES / LOG, tuple(flags))]
+
+
+def _compile(unit: _Unit, folder: Path, environment: Mapping[str, str]) -> Path:
+    made = folder / f"{unit.source.stem}.o"
     compiler = shlex.split(environment.get("CXX") or "g++")
-    _run([*compiler, *flags, f"-I{INCLUDE}", f"-I{SOURCES}", "-c", str(unit), "-o", str(made)],
-         environment)
+    _run([*compiler, *unit.flags, f"-I{INCLUDE}", f"-I{SOURCES}", "-c", str(unit.source),
+          "-o", str(made)], environment)
     return made
 
 

@@ -1,4 +1,5 @@
 // RmsNorm (alone, or behind the sum of x and a residual) and LayerNorm.
+#include <algorithm>
 #include <cmath>
 #include <vector>
 #include "helpers.hpp"
@@ -10,13 +11,32 @@ namespace {
 using atb::infer::LayerNormParam;
 using atb::infer::RmsNormParam;
 
-bool pre(const RmsNormParam& param) { return param.layerType == RmsNormParam::RMS_NORM_PRENORM; }
+// What a layerType asks for.
+struct Kind {
+  float epsilon = 0;
+  bool adds = false, bias = false, sum = false, gemma = false;
+};
+
+Kind kind_of(const RmsNormParam& param) {
+  const auto &norm = param.normParam;
+  const auto &pre = param.preNormParam;
+  const auto &post = param.postNormParam;
+  if (param.layerType == RmsNormParam::RMS_NORM_PRENORM)
+    return {pre.epsilon, true, pre.hasBias, true, false};
+  if (param.layerType == RmsNormParam::RMS_NORM_POSTNORM)
+    return {post.epsilon, true, post.hasBias, false, false};
+  return {norm.epsilon, false, false, false, norm.modelType == RmsNormParam::GEMMA_MODEL};
+}
 
 Signature signature_of(const RmsNormParam& param) {
-  if (!pre(param)) return {"RmsNorm", {{"x"}, {"gamma"}}, {{"y", {0}}}};
-  if (param.preNormParam.hasBias)
-    return {"RmsNormPre", {{"x"}, {"bias"}, {"residual"}, {"gamma"}}, {{"y", {0, 2}}, {"sum", {0, 2}}}};
-  return {"RmsNormPre", {{"x"}, {"residual"}, {"gamma"}}, {{"y", {0, 1}}, {"sum", {0, 1}}}};
+  const Kind kind = kind_of(param);
+  if (!kind.adds) return {"RmsNorm", {{"x"}, {"gamma"}}, {{"y", {0}}}};
+  const uint32_t residual = kind.bias ? 2 : 1;
+  Signature made = {kind.sum ? "RmsNormPre" : "RmsNormPost", {{"x"}}, {{"y", {0, residual}}}};
+  if (kind.bias) made.inputs.push_back({"bias"});
+  made.inputs.insert(made.inputs.end(), {{"residual"}, {"gamma"}});
+  if (kind.sum) made.outputs.push_back({"sum", {0, residual}});
+  return made;
 }
 
 // gamma, beta and bias: the last dim of x, and 1 before it.
@@ -36,76 +56,76 @@ Status check_rms_norm(const RmsNormParam::NormParam& param) {
   return atb::NO_ERROR;
 }
 
-Status check_rms_pre_norm(const RmsNormParam::PreNormParam& param) {
-  if (!zeros(param.rsv)) return bad_param("preNormParam.rsv has bytes that are not 0");
+// PreNormParam and PostNormParam are alike.
+template <class Param> Status check_rms_sum(const char* name, const Param& param) {
+  if (!zeros(param.rsv)) return bad_param(std::string(name) + ".rsv has bytes that are not 0");
   if (param.quantType != atb::infer::QUANT_UNQUANT)
-    return bad_param("preNormParam asks for int8; the emulation has no quantised RmsNorm");
-  if (param.epsilon == 0) return bad_param("preNormParam.epsilon is 0");
+    return bad_param(std::string(name) +
+                     " asks for int8; the emulation has no quantised RmsNorm");
+  if (param.epsilon == 0) return bad_param(std::string(name) + ".epsilon is 0");
   return atb::NO_ERROR;
 }
 
 class RmsNorm : public SingleOperation {
  public:
   explicit RmsNorm(const RmsNormParam& param)
-      : SingleOperation("RmsNormOperation", signature_of(param)), param_(param) {}
+      : SingleOperation("RmsNormOperation", signature_of(param)), kind_(kind_of(param)) {}
 
   static Status Check(const RmsNormParam& param) {
     if (param.layerType == RmsNormParam::RMS_NORM_NORM) return check_rms_norm(param.normParam);
-    if (pre(param)) return check_rms_pre_norm(param.preNormParam);
-    return bad_param("layerType is " + to_string(int(param.layerType)) +
-                     ", wanted RMS_NORM_NORM or RMS_NORM_PRENORM");
+    if (param.layerType == RmsNormParam::RMS_NORM_PRENORM)
+      return check_rms_sum("preNormParam", param.preNormParam);
+    if (param.layerType == RmsNormParam::RMS_NORM_POSTNORM)
+      return check_rms_sum("postNormParam", param.postNormParam);
+    return bad_param("layerType is RMS_NORM_UNDEFINED, wanted RMS_NORM_NORM, RMS_NORM_PRENORM or "
+                     "RMS_NORM_POSTNORM");
   }
 
  protected:
   Status Infer(const Descs& in, Descs& out) const override {
     const TensorDesc& x = in[0];
-    const int64_t step = x.dtype == ACL_FLOAT ? 8 : 16;
-    if (last(x) % step != 0)
-      return bad_dim("x", x, "a last dim that is a multiple of 32 bytes, " + to_string(step) +
-                     " elements");
-    const size_t bias = pre(param_) && param_.preNormParam.hasBias ? 1 : 0;
+    if (last(x) % 16 != 0)
+      return bad_dim("x", x, "a last dim that is a multiple of 32 bytes, 16 elements");
     Status status = check_vector("gamma", in[in.size() - 1], x);
-    if (status == atb::NO_ERROR && bias != 0) status = check_vector("bias", in[1], x);
+    if (status == atb::NO_ERROR && kind_.bias) status = check_vector("bias", in[1], x);
     if (status != atb::NO_ERROR) return status;
-    if (pre(param_) && !same_shape(in[1 + bias], x))
-      return bad_dim("residual", in[1 + bias], "the shape of x " + text(x));
-    for (size_t i = 0; i < out.size(); ++i) out[i] = x;
+    if (kind_.adds && !same_shape(in[in.size() - 2], x))
+      return bad_dim("residual", in[in.size() - 2], "the shape of x " + text(x));
+    for (TensorDesc& made : out) made = x;
     return atb::NO_ERROR;
   }
 
   Status Run(const atb::VariantPack& pack, uint8_t*) override {
-    with_type(desc_in(pack, 0).dtype, [&](auto type) { Compute<decltype(type)>(pack); });
+    const int64_t n = last(desc_in(pack, 0)), rows = rows_of(desc_in(pack, 0));
+    const size_t inputs = pack.inTensors.size();
+    const Floats gamma(pack.inTensors[inputs - 1]);
+    const Rounded y(pack.outTensors[0]);
+    std::vector<float> sum(static_cast<size_t>(rows * n));
+    widen_from(pack.inTensors[0], 0, rows * n, sum.data());
+    for (size_t i = 1; i + 1 < inputs; ++i) {
+      const Floats added(pack.inTensors[i]);
+      const bool every_row = i + 2 < inputs;
+      for (int64_t row = 0; row < rows; ++row)
+        add_scaled(1, added.get() + (every_row ? 0 : row * n), sum.data() + row * n, n);
+    }
+    for (int64_t row = 0; row < rows; ++row)
+      Norm(sum.data() + row * n, gamma.get(), n, y.get() + row * n);
+    y.Store();
+    if (!kind_.sum) return atb::NO_ERROR;
+    const Rounded kept(pack.outTensors[1]);
+    std::copy(sum.begin(), sum.end(), kept.get());
+    kept.Store();
     return atb::NO_ERROR;
   }
 
  private:
-  template <class T> void Compute(const atb::VariantPack& pack) const {
-    const int64_t n = last(desc_in(pack, 0)), rows = rows_of(desc_in(pack, 0));
-    const bool gemma = !pre(param_) && param_.normParam.modelType == RmsNormParam::GEMMA_MODEL;
-    const float eps = pre(param_) ? param_.preNormParam.epsilon : param_.normParam.epsilon;
-    const size_t inputs = pack.inTensors.size();
-    const Floats gamma(pack.inTensors[inputs - 1]);
-    std::vector<float> x(static_cast<size_t>(n)), other(x.size()), scale(gamma.get(), gamma.get() + n);
-    if (gemma)
-      for (float& value : scale) value += 1;
-    for (int64_t row = 0; row < rows; ++row) {
-      widen(data_in<T>(pack, 0) + row * n, x.data(), n);
-      if (pre(param_)) {
-        for (size_t i = 1; i + 1 < inputs; ++i) {
-          const int64_t from = i + 2 == inputs ? row : 0;
-          widen(data_in<T>(pack, i) + from * n, other.data(), n);
-          add_scaled(1, other.data(), x.data(), n);
-        }
-        narrow(x.data(), data_out<T>(pack, 1) + row * n, n);
-      }
-      const float mean = dot(x.data(), x.data(), n) / float(n);
-      const float factor = 1 / std::sqrt(mean + eps);
-      for (size_t i = 0; i < x.size(); ++i) x[i] *= factor * scale[i];
-      narrow(x.data(), data_out<T>(pack, 0) + row * n, n);
-    }
+  void Norm(const float* x, const float* gamma, int64_t n, float* y) const {
+    const float factor = 1 / std::sqrt(dot(x, x, n) / float(n) + kind_.epsilon);
+    const float more = kind_.gemma ? 1.f : 0.f;
+    for (int64_t i = 0; i < n; ++i) y[i] = x[i] * factor * (gamma[i] + more);
   }
 
-  RmsNormParam param_;
+  Kind kind_;
 };
 
 class LayerNorm : public SingleOperation {
@@ -140,26 +160,22 @@ class LayerNorm : public SingleOperation {
   }
 
   Status Run(const atb::VariantPack& pack, uint8_t*) override {
-    with_type(desc_in(pack, 0).dtype, [&](auto type) { Compute<decltype(type)>(pack); });
+    const int64_t n = last(desc_in(pack, 0)), rows = rows_of(desc_in(pack, 0));
+    const Floats x(pack.inTensors[0]), gamma(pack.inTensors[1]), beta(pack.inTensors[2]);
+    const Rounded y(pack.outTensors[0]);
+    for (int64_t row = 0; row < rows; ++row)
+      Norm(x.get() + row * n, gamma.get(), beta.get(), n, y.get() + row * n);
+    y.Store();
     return atb::NO_ERROR;
   }
 
  private:
-  template <class T> void Compute(const atb::VariantPack& pack) const {
-    const int64_t n = last(desc_in(pack, 0)), rows = rows_of(desc_in(pack, 0));
-    const Floats gamma(pack.inTensors[1]), beta(pack.inTensors[2]);
-    std::vector<float> x(static_cast<size_t>(n));
-    for (int64_t row = 0; row < rows; ++row) {
-      widen(data_in<T>(pack, 0) + row * n, x.data(), n);
-      float mean = 0;
-      for (float value : x) mean += value / float(n);
-      for (float& value : x) value -= mean;
-      const float variance = dot(x.data(), x.data(), n) / float(n);
-      const float factor = 1 / std::sqrt(variance + param_.normParam.epsilon);
-      for (int64_t i = 0; i < n; ++i)
-        x[size_t(i)] = x[size_t(i)] * factor * gamma.get()[i] + beta.get()[i];
-      narrow(x.data(), data_out<T>(pack, 0) + row * n, n);
-    }
+  void Norm(const float* x, const float* gamma, const float* beta, int64_t n, float* y) const {
+    float mean = 0;
+    for (int64_t i = 0; i < n; ++i) mean += x[i] / float(n);
+    for (int64_t i = 0; i < n; ++i) y[i] = x[i] - mean;
+    const float factor = 1 / std::sqrt(dot(y, y, n) / float(n) + param_.normParam.epsilon);
+    for (int64_t i = 0; i < n; ++i) y[i] = y[i] * factor * gamma[i] + beta[i];
   }
 
   LayerNormParam param_;

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from graphdsl.layout import SCALE_BYTES, Layout
+from graphdsl.layout import NZ_WIDTH, SCALE_BYTES, Layout
 from graphdsl.lazy import torch, torch_dtype
 from graphdsl.manifest import Json
 
@@ -100,6 +100,8 @@ def physical(tensor: Tensor, port: Json, *, table: Tensor | None = None, blocks:
     elif layout.policy == "paged":
         assert table is not None, port["name"]
         rows = _pool(rows, table, blocks, layout.block)
+    if layout.storage == "nz":
+        return tiled(rows)
     return rows.permute(layout.permutation).contiguous()
 
 
@@ -110,7 +112,11 @@ def logical(tensor: Tensor, port: Json, *, table: Tensor | None = None,
     0, and so are the slots of a page without a block."""
     layout = Layout(**port["layout"])
     order = layout.permutation
-    rows = tensor.permute([order.index(axis) for axis in range(len(order))]).contiguous()
+    if layout.storage == "nz":
+        heads, dim = port["shape"][2:]
+        rows = untiled(tensor, heads, dim)
+    else:
+        rows = tensor.permute([order.index(axis) for axis in range(len(order))]).contiguous()
     if layout.policy == "shift":
         assert lengths is not None, port["name"]
         rows = _shifted(rows, lengths - rows.shape[1])
@@ -119,6 +125,21 @@ def logical(tensor: Tensor, port: Json, *, table: Tensor | None = None,
         held = rows[table.long().clamp(min=0)] * (table >= 0)[..., None, None, None].to(rows.dtype)
         rows = held.flatten(1, 2)
     return dequantised(rows, torch_dtype(port["dtype"])) if layout.storage == "int8" else rows
+
+
+def tiled(rows: Tensor) -> Tensor:
+    """[b, slots, heads, dim] as [b, heads * dim / 16, slots, 16]: columns in tiles of 16, of which
+    the last may be padded with 0."""
+    flat = rows.flatten(2)
+    width = -(-flat.shape[2] // NZ_WIDTH) * NZ_WIDTH
+    padded = torch.nn.functional.pad(flat, (0, width - flat.shape[2]))
+    return padded.unflatten(2, (-1, NZ_WIDTH)).transpose(1, 2).contiguous()
+
+
+def untiled(tiles: Tensor, heads: int, dim: int) -> Tensor:
+    """What `tiled` rows stand for."""
+    flat = tiles.transpose(1, 2).flatten(2)[..., :heads * dim]
+    return flat.unflatten(2, (heads, dim)).contiguous()
 
 
 def quantised(rows: Tensor) -> Tensor:
@@ -162,4 +183,4 @@ def _pool(rows: Tensor, table: Tensor, blocks: int, block: int) -> Tensor:
     return pool
 
 
-__all__ = ["dequantised", "logical", "physical", "quantised"]
+__all__ = ["dequantised", "logical", "physical", "quantised", "tiled", "untiled"]

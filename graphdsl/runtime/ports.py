@@ -115,7 +115,8 @@ class Port:
         """What a KV state of this shape would be instead; nothing where that is not known."""
         if self.layout is None:
             return ""
-        own, s = self.layout, self.layout.order.index("s")
+        own = self.layout
+        s = 2 if own.storage == "nz" else own.order.index("s")
         if own.block and fits(in_memory(self.logical, replace(own, block=found[s])), found, dims):
             return f"the pool has blocks of {found[s]} slots, the build has blocks of {own.block}"
         for order in ORDERS:

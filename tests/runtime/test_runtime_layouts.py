@@ -108,7 +108,8 @@ def test_bounds_of_a_dim_that_is_computed() -> None:
 
 
 @pytest.mark.parametrize("layout", ["sbnd", "bsnd:paged/3", "bnsd:shift", "bnsd:paged/4:int8",
-                                    "sbnd:shift:int8", "bsnd:int8"])
+                                    "sbnd:shift:int8", "bsnd:int8", "bsnd:nz",
+                                    "bsnd:paged/4:nz"])
 def test_to_memory_and_back(layout: str) -> None:
     lengths, table = torch.tensor([7, 3]), torch.tensor([[4, 1, 3], [0, 5, 6]])
     rows = torch.randn(2, 8, 2, 16, generator=torch.Generator().manual_seed(0))
@@ -141,6 +142,15 @@ def test_int8_rows_and_their_scale() -> None:
     assert stored[:, :4].tolist() == [[127, -64, 2, 4], [0, 0, 0, 0]]
     assert stored[:, 4:].contiguous().view(torch.float32).flatten().tolist() == [1.0, 0.0]
     assert dequantised(stored, torch.bfloat16).tolist() == [[127, -64, 2, 4], [0, 0, 0, 0]]
+
+
+def test_tiles_of_16_columns() -> None:
+    rows = torch.arange(2 * 3 * 20).view(2, 3, 5, 4)
+    tiles = tiled(rows)
+    assert tiles.shape == Layout("bsnd", storage="nz").physical((2, 3, 5, 4))
+    assert tiles[1, 0, 2].tolist() == rows[1, 2].flatten()[:16].tolist()
+    assert tiles[1, 1, 2].tolist() == [*rows[1, 2, 4].tolist(), *[0] * 12]
+    assert untiled(tiles, 5, 4).equal(rows)
 
 
 def test_blocks_are_given_out_as_they_are_needed(paged: Operator, block: Operator) -> None:

@@ -17,7 +17,15 @@ from graphdsl.layer import trace
 from graphdsl.layout import Layout
 from graphdsl.passes.samples import samples
 from graphdsl.reference import STORAGE_TOLERANCE, TOLERANCE, error_of
-from graphdsl.runtime.caches import Filled, dequantised, logical, physical, quantised
+from graphdsl.runtime.caches import (
+    Filled,
+    dequantised,
+    logical,
+    physical,
+    quantised,
+    tiled,
+    untiled,
+)
 from graphdsl.runtime.dims import PlanDim
 from graphdsl.runtime.door import torch_op
 from graphdsl.runtime.module import OperatorModule
@@ -36,7 +44,7 @@ def laid(request: pytest.FixtureRequest, cache: Path) -> Operator:
 def port_of(layout: str, dtype: str = "f32") -> dict[str, Any]:
     """What a manifest says of a cache."""
     known = Layout.parse(layout)
-    return {"name": "kv.k", "dtype": dtype,
+    return {"name": "kv.k", "dtype": dtype, "shape": [2, 8, 2, 16],
             "layout": {"order": known.order, "policy": known.policy, "block": known.block,
                        "storage": known.storage}}
 

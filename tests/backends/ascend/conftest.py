@@ -7,8 +7,13 @@ import os
 from pathlib import Path
 
 import pytest
+from opscase import Ops, link_ops
 
 from graphdsl.backends.ascend.emulation_build import build_emulation
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "sanitize: runs native code under sanitizers")
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +26,10 @@ def emulation(tmp_path_factory: pytest.TempPathFactory) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         build_emulation(folder, os.environ)
     return folder
+
+
+@pytest.fixture(scope="session")
+def ops(emulation: Path, tmp_path_factory: pytest.TempPathFactory) -> Ops:
+    """Single operations of the emulation."""
+    archive = build_emulation(emulation, os.environ)
+    return Ops(link_ops(archive, tmp_path_factory.mktemp("ops")))

@@ -34,13 +34,14 @@ def build_emulation(folder: Path, environment: Mapping[str, str],
     home = folder / "emulation" / key
     if (home / ARCHIVE).is_file():
         return home / ARCHIVE
+    archiver = shlex.split(environment.get("AR") or "ar")
+    _run([*archiver, "--version"], environment)
     if home.parent.is_dir():
         sweep(home.parent)
     with staging(home.parent) as staged:
         units = _units(staged, flags)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             objects = list(pool.map(lambda unit: _compile(unit, staged, environment), units))
-        archiver = shlex.split(environment.get("AR") or "ar")
         _run([*archiver, "rcs", str(staged / ARCHIVE), *map(str, objects)], environment)
         for item in (*objects, staged / "core.cpp"):
             item.unlink()

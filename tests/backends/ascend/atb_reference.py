@@ -4,7 +4,7 @@ that the program declares."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -166,12 +166,12 @@ def _rope(x: Array, cos: Array, sin: Array, coefficient: int) -> Array:
 def _elewise(fields: dict[str, Any], x: list[Array]) -> Array:
     kind = fields["elewiseType"].name.removeprefix("ELEWISE_")
     if kind == "MULS":
-        return x[0] * fields["mulsParam.varAttr"]
-    pairs = {"ADD": torch.add, "MUL": torch.mul, "SUB": torch.sub, "REALDIV": torch.div}
-    if kind in pairs:
-        return pairs[kind](x[0], x[1])
-    singles = {"COS": torch.cos, "SIN": torch.sin, "TANH": torch.tanh, "NEG": torch.neg}
-    return x[0] if kind == "CAST" else singles[kind](x[0])
+        return torch.mul(x[0], fields["mulsParam.varAttr"])
+    computed: dict[str, Callable[..., Array]] = {
+        "ADD": torch.add, "MUL": torch.mul, "SUB": torch.sub, "REALDIV": torch.div,
+        "COS": torch.cos, "SIN": torch.sin, "TANH": torch.tanh, "NEG": torch.neg,
+        "CAST": torch.clone}
+    return computed[kind](*x)
 
 
 def _activation(kind: str, x: Array) -> Array:
@@ -192,7 +192,7 @@ def _attention(node: atb.Node, fields: dict[str, Any], x: list[Array]) -> list[A
         return [torch.stack([_paged(row, x, i, fields, nz) for i, row in enumerate(x[0])])]
     scale = fields["qkScale"]
     if fields["calcType"].name == "PA_ENCODER":
-        parts = [a.float().split(x[-1].tolist()) for a in x[:3]]
+        parts = [a.float().split_with_sizes(x[-1].tolist()) for a in x[:3]]
         made = []
         for q, k, v in zip(*parts, strict=True):
             mask = torch.triu(torch.full((len(q), len(q)), -1e30), 1)
@@ -257,5 +257,6 @@ def _contiguous(x: list[Array], fields: dict[str, Any], nz: bool) -> Array:
                 own[end - count:end] = new[rows]
             kept.append(_heads(own[:end], fields["kvHeadNum"]))
         bias = mask[i, :count, :end].float() * (3e34 if mask.dtype == torch.bfloat16 else 1)
-        made.append(_attend(_heads(x[0][rows], fields["headNum"]), *kept, fields["qkScale"], bias))
+        k, v = kept
+        made.append(_attend(_heads(x[0][rows], fields["headNum"]), k, v, fields["qkScale"], bias))
     return torch.cat(made)

@@ -5,25 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
+from atb_reference import Step
 from torch import Tensor
 
 from backends.ascend.atb import Program
 from backends.ascend.checks import check_program
 from backends.ascend.lowering import program_of
 from backends.ascend.target import target
-from graphdsl.ir import Graph, Value
+from graphdsl.ir import Graph, Size, Value, size_value
 from graphdsl.layer import Layer, trace
 from graphdsl.lazy import torch_dtype
 from graphdsl.models import chatglm, glm, gpt2, llama, qwen
 from graphdsl.passes.pipeline import run_pipeline
 from graphdsl.recipes import recipe_json, run_recipe
 from graphdsl.reference import TOLERANCE, error_of, run
-from tests.backends.ascend.atb_reference import Step
 
-SIZES = {"vocab": 48, "hidden": 64, "heads": 4, "kv_heads": 2, "ffn": 96, "layers": 2}
+SIZES: dict[str, Any] = {"vocab": 48, "hidden": 64, "heads": 4, "kv_heads": 2, "ffn": 96,
+                         "layers": 2}
 LLAMA = llama.Config(**SIZES, head_dim=16)
 QWEN = qwen.Config(**SIZES, head_dim=16)
 GLM = glm.Config(**SIZES, head_dim=32, rotary_dim=16)
@@ -68,6 +70,10 @@ def _random(value: Value, sizes: tuple[int, ...]) -> Tensor:
     return (torch.randn(sizes) * scale).to(torch_dtype(value.dtype))
 
 
+def _numbers(shape: tuple[Size, ...]) -> tuple[int, ...]:
+    return tuple(size_value(size, {}) for size in shape)
+
+
 def _setup(graph: Graph, positions: Tensor, slots: int) -> Setup:
     batch, tokens = positions.shape
     torch.manual_seed(1)
@@ -83,8 +89,8 @@ def _setup(graph: Graph, positions: Tensor, slots: int) -> Setup:
         elif value.name == "x":
             assert isinstance(width, int)
             inputs["x"] = _random(value, (batch, tokens, width))
-    params = {v.name: _random(v, tuple(map(int, v.shape))) for v in graph.params}
-    state = {v.name: _random(v, (batch, slots, *map(int, v.shape[2:]))) for v in graph.state}
+    params = {v.name: _random(v, _numbers(v.shape)) for v in graph.params}
+    state = {v.name: _random(v, (batch, slots, *_numbers(v.shape[2:]))) for v in graph.state}
     names = {v.name for v in graph.inputs}
     return Setup({k: v for k, v in inputs.items() if k in names}, params, state)
 
@@ -149,8 +155,8 @@ def _check(make: Callable[[], Layer], case: str, dtype: str = "f16", soc: str = 
         theirs = expected[i].reshape(ours.shape)
         kept = seen if len(seen) == len(ours) else slice(None)
         assert error_of(ours[kept], theirs[kept]) < most, value
-    for name, value in zip(setup.state, expected[len(graph.results):], strict=True):
-        new = _contiguous(value, nz) if contiguous else _paged(value, table, nz)
+    for name, filled in zip(setup.state, expected[len(graph.results):], strict=True):
+        new = _contiguous(filled, nz) if contiguous else _paged(filled, table, nz)
         assert error_of(made[name], new) < most, name
 
 

@@ -1,0 +1,43 @@
+"""Programs of small layers and models, for the tests of the lowering."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from backends.ascend.atb import Graph, Program
+from backends.ascend.lowering import program_of
+from backends.ascend.target import target
+from graphdsl.layer import Layer, trace
+from graphdsl.models import glm, gpt2, llama, qwen
+from graphdsl.passes.pipeline import run_pipeline
+
+SIZES: dict[str, Any] = {"vocab": 48, "hidden": 64, "heads": 4, "kv_heads": 2, "ffn": 96,
+                         "layers": 3}
+LLAMA = llama.Config(**SIZES, head_dim=16)
+QWEN = qwen.Config(**SIZES, head_dim=16)
+GLM = glm.Config(**SIZES, head_dim=32, rotary_dim=16)
+GPT2 = gpt2.Config(vocab=48, hidden=64, heads=4, ffn=96, layers=2, max_positions=64)
+
+
+def program(layer: Layer, dtype: str = "f16", soc: str = "910b", policy: str = "paged") -> Program:
+    """The program of a layer or model."""
+    lowered = run_pipeline(trace(layer, dtype), target(soc), {"kv_layout": {"policy": policy}})
+    return program_of(lowered.graph, lowered.recipes, soc)[2]
+
+
+def graph(made: Program, phase: str, part: str = "") -> Graph:
+    """The graph of a phase, or the one of it that ends with `part`."""
+    (chosen,) = (p for p in made.phases if p.name == phase)
+    wanted = part or phase
+    (found,) = (g for g in chosen.graphs if g.name.endswith(wanted))
+    return found
+
+
+def ops(made: Graph) -> list[str]:
+    """What the nodes are, with the kind of those that come in several."""
+    kinds = ("elewiseType", "activationType", "layerType")
+    found = []
+    for node in made.nodes:
+        kind = next((str(getattr(v, "name", v)) for k, v in node.fields if k in kinds), "")
+        found.append(kind.removeprefix("ELEWISE_").removeprefix("ACTIVATION_") or node.op)
+    return found

@@ -56,13 +56,13 @@ def test_a_compiler_that_is_not_there_is_named(tmp_path: Path) -> None:
 @needs_compiler
 def test_an_archiver_that_is_not_there_is_named(tmp_path: Path) -> None:
     environment = {**os.environ, "AR": "no-such-archiver"}
-    with pytest.raises(ToolError, match="needs a C.. compiler and ar: .*: no-such-archiver"):
+    with pytest.raises(ToolError, match=r"needs a C\+\+ compiler and ar: .*: no-such-archiver"):
         build_emulation(tmp_path / "cache", environment)
     assert not (tmp_path / "cache").exists()
 
 
 @needs_compiler
 def test_flags_that_the_compiler_refuses_are_shown(tmp_path: Path) -> None:
-    with pytest.raises(ToolError, match="does not compile\n  command: g.. .*--no-such-flag"):
+    with pytest.raises(ToolError, match=r"does not compile\n  command: g\+\+ .*--no-such-flag"):
         build_emulation(tmp_path / "cache", os.environ, (*FLAGS, "--no-such-flag"))
     assert not (tmp_path / "cache").exists()

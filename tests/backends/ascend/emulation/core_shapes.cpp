@@ -147,7 +147,7 @@ TEST(a_dtype_or_format_that_is_not_in_the_table_is_error_13) {
           "ElewiseOperation: input 0 (x) is f32 nd; Mul on the 910B takes f16|bf16 nd here");
   REFUSED(inferred(product, {f16({2}), desc(ACL_FLOAT16, {2, 2}, ACL_FORMAT_NCHW)}),
           ERROR_INVALID_TENSOR_INI_MATCH, "input 1 (other) is f16 nchw");
-  REFUSED(inferred(product, {TensorDesc{ACL_DT_UNDEFINED, ACL_FORMAT_ND, f16({2}).shape}, f16({2})}),
+  REFUSED(inferred(product, {desc(ACL_DT_UNDEFINED, {2}), f16({2})}),
           ERROR_INVALID_TENSOR_INI_MATCH, "undefined dtype");
 }
 

@@ -16,7 +16,7 @@ from graphdsl.errors import ToolError
 from .cann import Cann
 from .emulation_build import INCLUDE, build_emulation
 
-FLAGS = ("-std=c++17", "-O2", "-fPIC", "-Wall", "-Wextra", "-Werror")
+FLAGS = ("-std=c++17", "-O1", "-fPIC", "-Wall", "-Wextra", "-Werror")
 MANIFEST = "manifest.cpp"
 
 

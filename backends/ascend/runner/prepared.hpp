@@ -121,11 +121,17 @@ std::vector<uint16_t> Mask(const TensorSpec& spec, Seen seen) {
   const size_t rank = spec.shape.size();
   const int64_t width = spec.shape[rank - 1], rows = spec.shape[rank - 2];
   const int64_t tiles = tiled ? spec.shape[rank - 3] : 1;
+  const int64_t each = width * rows * tiles;
   std::vector<uint16_t> mask(static_cast<size_t>(CountOf(spec)), Hidden(spec.dtype));
-  for (size_t i = 0; i < mask.size(); ++i) {
-    const int64_t at = static_cast<int64_t>(i), row = at / width % rows;
-    const int64_t tile = at / (width * rows) % tiles;
-    if (seen(at / (width * rows * tiles), row, tile * width + at % width)) mask[i] = 0;
+  auto at = mask.begin();
+  for (int64_t matrix = 0; matrix < CountOf(spec) / each; ++matrix) {
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+      for (int64_t row = 0; row < rows; ++row) {
+        for (int64_t column = 0; column < width; ++column, ++at) {
+          if (seen(matrix, row, tile * width + column)) *at = 0;
+        }
+      }
+    }
   }
   return mask;
 }

@@ -1,6 +1,6 @@
 // What a generated library is: the tables that its one generated file fills in.
 #pragma once
-#include "graph.hpp"
+#include "graph_build.hpp"
 #include "phase.hpp"
 
 namespace gdsl __attribute__((visibility("hidden"))) {

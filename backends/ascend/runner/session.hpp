@@ -73,9 +73,7 @@ class GraphOperation {
     uint32_t id = 0;
     for (const auto* tensors : {&pack.inTensors, &pack.outTensors}) {
       for (const atb::Tensor& tensor : *tensors) {
-        const std::string declared = notes_.tensors[id++];
-        text += (text.empty() ? "" : ", ") + declared.substr(0, declared.find(':')) + " " +
-                DescText(tensor.desc);
+        text += (text.empty() ? "" : ", ") + NameOf(notes_, id++) + " " + DescText(tensor.desc);
       }
     }
     return text;

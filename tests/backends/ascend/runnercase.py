@@ -1,4 +1,4 @@
-"""Libraries of programs written by hand on the emulation, and a Llama layer in torch beside them."""
+"""Libraries of programs written by hand on the emulation, and a Llama layer in torch for them."""
 
 from __future__ import annotations
 

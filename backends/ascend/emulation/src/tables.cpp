@@ -75,7 +75,6 @@ const Row ROWS[] = {
     {"FastGelu", ALL, "f16 bf16", "x T nd; y T nd"},
     {"Gelu", ALL, "f16 f32 bf16", "x T nd; y T nd"},
     {"Swiglu", ALL, "f16 f32 bf16", "x T nd; y T nd"},
-    {"Sigmoid", ALL, "f16 bf16", "x T nd; y T nd"},
     {"Relu", ALL, "f32 bf16", "x T nd; y T nd"},
     {"Split2", ALL, "f16 bf16 i64", "x T nd; y0 T nd; y1 T nd"},
     {"Split3", ALL, "f16 bf16", "x T nd; y0 T nd; y1 T nd; y2 T nd"},
@@ -89,10 +88,20 @@ const Row ROWS[] = {
 };
 
 struct Kind {
-  std::vector<std::string> dtypes, formats;
+  std::string name;
+  std::vector<aclDataType> dtypes;
+  std::vector<aclFormat> formats;
 };
 
-using Combination = std::map<std::string, Kind>;
+using Combination = std::vector<Kind>;
+
+// A tensor of a call, and what the table calls it.
+struct Named {
+  const char* what;
+  size_t index;
+  const char* name;
+  const TensorDesc* desc;
+};
 
 std::vector<std::string> words(const std::string& line, char separator) {
   std::vector<std::string> found;
@@ -102,14 +111,26 @@ std::vector<std::string> words(const std::string& line, char separator) {
   return found;
 }
 
+// Those of `all` that a list like f16|f32 names.
+template <class T>
+std::vector<T> listed(const std::string& names, std::initializer_list<T> all) {
+  std::vector<T> found;
+  for (const std::string& name : words(names, '|'))
+    for (T one : all)
+      if (name_of(one) == name) found.push_back(one);
+  return found;
+}
+
 // The row with T as a type.
 Combination combination(const Row& row, const std::string& type) {
   Combination made;
   for (const std::string& tensor : words(row.tensors, ';')) {
     const std::vector<std::string> parts = words(tensor, ' ');
-    made[parts.at(0)] = {parts.at(1) == "T" ? std::vector<std::string>{type}
-                                            : words(parts.at(1), '|'),
-                         words(parts.at(2), '|')};
+    made.push_back({parts.at(0),
+                    listed(parts.at(1) == "T" ? type : parts.at(1),
+                           {ACL_FLOAT, ACL_FLOAT16, ACL_BF16, ACL_INT8, ACL_INT32, ACL_UINT32,
+                            ACL_INT64}),
+                    listed(parts.at(2), {ACL_FORMAT_ND, ACL_FORMAT_FRACTAL_NZ})});
   }
   return made;
 }
@@ -132,54 +153,56 @@ const std::vector<Combination>& combinations(const std::string& table) {
   return found == tables.end() ? none : found->second;
 }
 
-bool has(const std::vector<std::string>& list, const std::string& word) {
-  for (const std::string& item : list)
-    if (item == word) return true;
-  return false;
+template <class T> bool has(const std::vector<T>& list, const T& item) {
+  return std::find(list.begin(), list.end(), item) != list.end();
 }
 
-bool fits(const Combination& combination, const std::string& name, const TensorDesc& desc) {
-  const auto kind = combination.find(name);
-  return kind != combination.end() && has(kind->second.dtypes, name_of(desc.dtype)) &&
-         has(kind->second.formats, name_of(desc.format));
-}
-
-struct Named {
-  std::string what, name;
-  TensorDesc desc;
-};
-
-std::vector<Named> name_all(const Signature& signature, const Descs& in, const Descs* out) {
-  std::vector<Named> all;
-  for (size_t i = 0; i < in.size(); ++i)
-    all.push_back({"input " + std::to_string(i), signature.inputs[i].name, in[i]});
-  for (size_t i = 0; out != nullptr && i < out->size(); ++i)
-    all.push_back({"output " + std::to_string(i), signature.outputs[i].name, (*out)[i]});
-  return all;
+const Kind* kind_of(const Combination& combination, const char* name) {
+  for (const Kind& kind : combination)
+    if (kind.name == name) return &kind;
+  return nullptr;
 }
 
 // The first tensor that does not fit, or all.size().
 size_t first_misfit(const Combination& combination, const std::vector<Named>& all) {
-  size_t i = 0;
-  while (i < all.size() && fits(combination, all[i].name, all[i].desc)) ++i;
-  return i;
+  for (size_t i = 0; i < all.size(); ++i) {
+    const Kind* kind = kind_of(combination, all[i].name);
+    if (kind == nullptr || !has(kind->dtypes, all[i].desc->dtype) ||
+        !has(kind->formats, all[i].desc->format))
+      return i;
+  }
+  return all.size();
 }
 
-void add_word(std::string& list, const std::string& word) {
-  if (!has(words(list, '|'), word)) list += (list.empty() ? "" : "|") + word;
+std::vector<Named> name_all(const Signature& signature, const Descs& in, const Descs* out) {
+  std::vector<Named> all;
+  for (size_t i = 0; i < in.size(); ++i)
+    all.push_back({"input ", i, signature.inputs[i].name, &in[i]});
+  for (size_t i = 0; out != nullptr && i < out->size(); ++i)
+    all.push_back({"output ", i, signature.outputs[i].name, &(*out)[i]});
+  return all;
+}
+
+template <class T> std::string joined(const std::vector<T>& list) {
+  std::string made;
+  for (size_t i = 0; i < list.size(); ++i)
+    if (std::find(list.begin(), list.begin() + i, list[i]) == list.begin() + i)
+      made += (made.empty() ? "" : "|") + name_of(list[i]);
+  return made;
 }
 
 // What the combinations that agree up to a tensor take for it.
 std::string wanted(const std::vector<Combination>& rows, const std::vector<Named>& all,
                    size_t misfit) {
-  std::string dtypes, formats;
+  std::vector<aclDataType> dtypes;
+  std::vector<aclFormat> formats;
   for (const Combination& row : rows) {
-    const auto kind = row.find(all[misfit].name);
-    if (first_misfit(row, all) != misfit || kind == row.end()) continue;
-    for (const std::string& dtype : kind->second.dtypes) add_word(dtypes, dtype);
-    for (const std::string& format : kind->second.formats) add_word(formats, format);
+    const Kind* kind = kind_of(row, all[misfit].name);
+    if (first_misfit(row, all) != misfit || kind == nullptr) continue;
+    dtypes.insert(dtypes.end(), kind->dtypes.begin(), kind->dtypes.end());
+    formats.insert(formats.end(), kind->formats.begin(), kind->formats.end());
   }
-  return dtypes + " " + formats;
+  return joined(dtypes) + " " + joined(formats);
 }
 
 }  // namespace
@@ -192,13 +215,16 @@ Status check_table(const Signature& signature, const Descs& in, const Descs* out
                 std::string("there is no ") + signature.table + " on the " + soc);
   const std::vector<Named> all = name_all(signature, in, out);
   size_t misfit = 0;
-  for (const Combination& row : rows) misfit = std::max(misfit, first_misfit(row, all));
-  if (misfit == all.size()) return atb::NO_ERROR;
+  for (const Combination& row : rows) {
+    misfit = std::max(misfit, first_misfit(row, all));
+    if (misfit == all.size()) return atb::NO_ERROR;
+  }
   const Named& bad = all[misfit];
   return fail(atb::ERROR_INVALID_TENSOR_INI_MATCH,
-              bad.what + " (" + bad.name + ") is " + name_of(bad.desc.dtype) + " " +
-                  name_of(bad.desc.format) + "; " + signature.table + " on the " + soc +
-                  " takes " + wanted(rows, all, misfit) + " here");
+              bad.what + std::to_string(bad.index) + " (" + bad.name + ") is " +
+                  name_of(bad.desc->dtype) + " " + name_of(bad.desc->format) + "; " +
+                  signature.table + " on the " + soc + " takes " + wanted(rows, all, misfit) +
+                  " here");
 }
 
 }  // namespace emulation

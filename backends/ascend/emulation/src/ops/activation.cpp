@@ -17,7 +17,6 @@ const char* table_of(ActivationType type) {
     case atb::infer::ACTIVATION_FAST_GELU: return "FastGelu";
     case atb::infer::ACTIVATION_SWISH: return "Swish";
     case atb::infer::ACTIVATION_SWIGLU_FORWARD: return "Swiglu";
-    case atb::infer::ACTIVATION_SIGMOID: return "Sigmoid";
     default: return nullptr;
   }
 }
@@ -39,8 +38,7 @@ class Activation : public SingleOperation {
   static Status Check(const Param& param) {
     if (table_of(param.activationType) == nullptr)
       return bad_param("activationType is " + to_string(int(param.activationType)) +
-                       "; the emulation has RELU, GELU, FAST_GELU, SWISH, SWIGLU_FORWARD and "
-                       "SIGMOID");
+                       "; the emulation has RELU, GELU, FAST_GELU, SWISH and SWIGLU_FORWARD");
     return atb::NO_ERROR;
   }
 
@@ -84,8 +82,7 @@ class Activation : public SingleOperation {
       case atb::infer::ACTIVATION_RELU: return std::max(x, 0.f);
       case atb::infer::ACTIVATION_GELU: return gelu(x, param_.geluMode == Param::TANH_MODE);
       case atb::infer::ACTIVATION_FAST_GELU: return x * sigmoid(1.702f * x);
-      case atb::infer::ACTIVATION_SWISH: return x * sigmoid(param_.scale * x);
-      default: return sigmoid(x);
+      default: return x * sigmoid(param_.scale * x);  // SWISH
     }
   }
 

@@ -44,8 +44,10 @@ class Mask {
 
   // ATB's compressed causal mask.
   Status CheckCompressedShape() const {
-    if (nz_ ? is(desc_, {1, 8, 128, 16}) : is(desc_, {128, 128})) return atb::NO_ERROR;
-    return Bad("[128, 128], or NZ [1, 8, 128, 16], for MASK_TYPE_NORM_COMPRESS");
+    if (nz_ ? is(desc_, {1, 8, 128, 16}) : is(desc_, {128, 128}) && !is_310p())
+      return atb::NO_ERROR;
+    return Bad(is_310p() ? "NZ [1, 8, 128, 16] for MASK_TYPE_NORM_COMPRESS on the 310P"
+                         : "[128, 128], or NZ [1, 8, 128, 16], for MASK_TYPE_NORM_COMPRESS");
   }
 
   // Zeros up to the diagonal and hidden keys above it.

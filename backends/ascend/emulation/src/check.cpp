@@ -8,54 +8,54 @@ namespace {
 
 constexpr uint64_t MOST_BYTES = uint64_t{256} << 30;
 
-atb::Status check_fractal(const std::string& what, const atb::TensorDesc& desc) {
+atb::Status check_fractal(const atb::TensorDesc& desc) {
   const uint64_t rank = desc.shape.dimNum;
   if (desc.format != ACL_FORMAT_FRACTAL_NZ) return atb::NO_ERROR;
   if (rank == 1)
     return fail(atb::ERROR_INVALID_TENSOR_DIM_NUM,
-                            what + " is " + text(desc) + "; nz needs at least 2 dims");
+                            " is " + text(desc) + "; nz needs at least 2 dims");
   const int64_t last = desc.shape.dims[rank - 1], rows = desc.shape.dims[rank - 2];
   if (rank <= 3 || (last == fractal(desc.dtype) && rows % 16 == 0)) return atb::NO_ERROR;
   return fail(atb::ERROR_INVALID_TENSOR_DIM,
-              what + " is " + text(desc) + "; in nz its last size is " +
+              " is " + text(desc) + "; in nz its last size is " +
                   std::to_string(fractal(desc.dtype)) + " and the one before is a multiple of 16");
 }
 
-atb::Status check_memory(const std::string& what, const atb::Tensor& tensor) {
+atb::Status check_memory(const atb::Tensor& tensor) {
   const uint64_t wanted = atb::Utils::GetTensorSize(tensor.desc);
   if (tensor.dataSize != wanted)
     return fail(atb::ERROR_INVALID_TENSOR_SIZE,
-                what + " " + text(tensor.desc) + ": dataSize is " +
+                " " + text(tensor.desc) + ": dataSize is " +
                     std::to_string(tensor.dataSize) + ", its size is " + std::to_string(wanted));
   if (tensor.deviceData == nullptr && tensor.hostData == nullptr)
     return fail(atb::ERROR_INVALID_TENSOR_ADDR,
-                what + " " + text(tensor.desc) + ": deviceData and hostData are both null");
+                " " + text(tensor.desc) + ": deviceData and hostData are both null");
   return atb::NO_ERROR;
 }
 
 atb::Status check_memory(const std::string& what, const Tensors& tensors) {
   for (size_t i = 0; i < tensors.size(); ++i) {
-    const atb::Status status = check_memory(what + " " + std::to_string(i), tensors[i]);
-    if (status != atb::NO_ERROR) return status;
+    const atb::Status status = check_memory(tensors[i]);
+    if (status != atb::NO_ERROR) return within(what + " " + std::to_string(i), status);
   }
   return atb::NO_ERROR;
 }
 
 }  // namespace
 
-atb::Status check_desc(const std::string& what, const atb::TensorDesc& desc) {
+atb::Status check_desc(const atb::TensorDesc& desc) {
   const uint64_t rank = desc.shape.dimNum;
   if (rank == 0 || rank > atb::MAX_DIM)
     return fail(atb::ERROR_INVALID_TENSOR_DIM_NUM,
-                what + " has " + std::to_string(rank) + " dims; 1 to 8 are possible");
+                " has " + std::to_string(rank) + " dims; 1 to 8 are possible");
   for (uint64_t i = 0; i < rank; ++i)
     if (desc.shape.dims[i] <= 0)
       return fail(atb::ERROR_INVALID_TENSOR_DIM,
-                  what + " is " + text(desc) + "; sizes are greater than 0");
+                  " is " + text(desc) + "; sizes are greater than 0");
   if (atb::Utils::GetTensorSize(desc) > MOST_BYTES)
     return fail(atb::ERROR_INVALID_TENSOR_SIZE,
-                what + " is " + text(desc) + "; a tensor has at most 256 GB");
-  return check_fractal(what, desc);
+                " is " + text(desc) + "; a tensor has at most 256 GB");
+  return check_fractal(desc);
 }
 
 atb::Status check_same(const std::string& what, const Tensors& found, const Descs& wanted) {

@@ -11,8 +11,8 @@ using Descs = atb::SVector<atb::TensorDesc>;
 using Tensors = atb::SVector<atb::Tensor>;
 
 
-// Number of dims, sizes, the blocks of NZ, bytes. `what` is "input 2 (gamma)".
-atb::Status check_desc(const std::string& what, const atb::TensorDesc& desc);
+// Number of dims, sizes, the blocks of NZ, bytes. The sentence goes on after "input 2 (gamma)".
+atb::Status check_desc(const atb::TensorDesc& desc);
 
 // The tensors have these descs.
 atb::Status check_same(const std::string& what, const Tensors& found, const Descs& wanted);

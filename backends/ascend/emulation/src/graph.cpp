@@ -32,14 +32,16 @@ std::string GraphOperation::Where(size_t index) const {
 
 Status GraphOperation::SeenDesc(const atb::Node& node, size_t input, const AllDescs& all,
                                 atb::TensorDesc& seen) const {
-  const std::string what = "input " + std::to_string(input) + ", " +
-                           tensor_text(param_, node.inTensorIds[input]);
+  const auto what = [&] {
+    return "input " + std::to_string(input) + ", " +
+           tensor_text(param_, node.inTensorIds[input]) + " ";
+  };
   seen = all[node.inTensorIds[input]];
   if (input < node.inTensorChunks.size() && node.inTensorChunks[input].chunkNum > 1) {
     const int64_t parts = node.inTensorChunks[input].chunkNum;
     if (seen.shape.dims[0] % parts != 0)
       return fail(atb::ERROR_INVALID_GRAPH_NODE_CHUNK,
-                  what + " " + text(seen) + " has no " + std::to_string(parts) + " equal parts");
+                  what() + text(seen) + " has no " + std::to_string(parts) + " equal parts");
     seen.shape.dims[0] /= parts;
   }
   if (input >= node.inTensorReshapeFuncs.size() || !node.inTensorReshapeFuncs[input])
@@ -49,12 +51,13 @@ Status GraphOperation::SeenDesc(const atb::Node& node, size_t input, const AllDe
   node.inTensorReshapeFuncs[input](before.shape, seen.shape);
   if (seen.shape.dimNum == 0)
     return fail(atb::ERROR_GRAPH_NODE_RESHAPE_FUNC_FAIL,
-                what + " " + text(before) + ": its reshape function leaves dimNum at 0");
-  const Status status = check_desc(what + " " + text(before) + ", reshaped,", seen);
-  if (status != atb::NO_ERROR) return status;
+                what() + text(before) + ": its reshape function leaves dimNum at 0");
+  const Status status = check_desc(seen);
+  if (status != atb::NO_ERROR)
+    return within(what() + text(before) + ", reshaped,", status);
   if (elements(before) != elements(seen))
     return fail(atb::ERROR_GRAPH_NODE_RESHAPE_FUNC_FAIL,
-                what + " " + text(before) + " is reshaped to " + text(seen.shape) +
+                what() + text(before) + " is reshaped to " + text(seen.shape) +
                     ", which has another number of elements");
   return atb::NO_ERROR;
 }
@@ -89,8 +92,8 @@ Status GraphOperation::InferAll(const Descs& in, AllDescs& all, Packs& packs) co
                                                       std::to_string(param_.inTensorNum));
   all.assign(lives_.size(), atb::TensorDesc());
   for (size_t i = 0; i < in.size(); ++i) {
-    const Status status = check_desc("input " + std::to_string(i), in[i]);
-    if (status != atb::NO_ERROR) return status;
+    const Status status = check_desc(in[i]);
+    if (status != atb::NO_ERROR) return within("input " + std::to_string(i), status);
     all[i] = in[i];
   }
   packs.resize(param_.nodes.size());

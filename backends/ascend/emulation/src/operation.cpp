@@ -69,8 +69,8 @@ Status SingleOperation::InferAll(const Descs& in, Descs& out) const {
                                                       " inputs are given; there are " +
                                                       std::to_string(GetInputNum()));
   for (size_t i = 0; i < in.size(); ++i) {
-    const Status status = check_desc(input_text(signature_, i), in[i]);
-    if (status != atb::NO_ERROR) return status;
+    const Status status = check_desc(in[i]);
+    if (status != atb::NO_ERROR) return within(input_text(signature_, i), status);
   }
   Status status = check_table(signature_, in, nullptr);
   if (status == atb::NO_ERROR) status = check_bf16(signature_, in);
@@ -108,13 +108,13 @@ Status SingleOperation::ReadHost(const atb::VariantPack& pack) {
   for (size_t i = 0; i < pack.inTensors.size(); ++i) {
     const atb::Tensor& tensor = pack.inTensors[i];
     if (signature_.inputs[i].place == Place::Device) continue;
-    const std::string what = input_text(signature_, i) + " " + text(tensor.desc);
+    const auto what = [&] { return input_text(signature_, i) + " " + text(tensor.desc); };
     if (tensor.hostData == nullptr)
       return fail(atb::ERROR_INVALID_TENSOR_ADDR,
-                  what + ": hostData is null; Setup reads its values there");
+                  what() + ": hostData is null; Setup reads its values there");
     if (tensor.dataSize != atb::Utils::GetTensorSize(tensor.desc))
       return fail(atb::ERROR_INVALID_TENSOR_SIZE,
-                  what + ": dataSize is " + std::to_string(tensor.dataSize) + ", its size is " +
+                  what() + ": dataSize is " + std::to_string(tensor.dataSize) + ", its size is " +
                       std::to_string(atb::Utils::GetTensorSize(tensor.desc)));
     const auto* values = static_cast<const int32_t*>(tensor.hostData);
     host_[i].assign(values, values + elements(tensor.desc));
@@ -126,14 +126,14 @@ Status SingleOperation::CheckData(const atb::VariantPack& pack) const {
   for (size_t i = 0; i < pack.inTensors.size(); ++i) {
     const atb::Tensor& tensor = pack.inTensors[i];
     const Place place = signature_.inputs[i].place;
-    const std::string what = input_text(signature_, i) + " " + text(tensor.desc);
+    const auto what = [&] { return input_text(signature_, i) + " " + text(tensor.desc); };
     if (place != Place::Host && tensor.deviceData == nullptr)
-      return fail(atb::ERROR_INVALID_TENSOR_ADDR, what + ": deviceData is null");
+      return fail(atb::ERROR_INVALID_TENSOR_ADDR, what() + ": deviceData is null");
     const auto* values = static_cast<const int32_t*>(tensor.hostData);
     if (place == Place::Device || values == nullptr) continue;
     if (!std::equal(host_[i].begin(), host_[i].end(), values))
       return fail(atb::ERROR_INVALID_PARAM,
-                  what + ": its values on the host are not those that Setup read; Setup again");
+                  what() + ": its values on the host are not those that Setup read; Setup again");
   }
   for (size_t i = 0; i < pack.outTensors.size(); ++i) {
     if (pack.outTensors[i].deviceData == nullptr)

@@ -40,8 +40,17 @@ def _linear(b: Builder, node: Node) -> None:
            [b.output(y, b.setting.axes.matrix(y, _width(y)))], node)
 
 
+def _check_gamma(node: Node, weight: Value) -> None:
+    dtype = node.outputs[0].dtype
+    if weight.dtype != dtype:
+        raise GraphError(f"{node.name}: the weight is {weight.type} beside {dtype}, and ATB's "
+                         "RmsNorm takes one dtype", node.loc,
+                         f'cast(weight, dtype="{dtype}"), which is done once, or --backend cpu')
+
+
 def _rms_norm(b: Builder, node: Node) -> None:
     x, weight = node.inputs
+    _check_gamma(node, weight)
     fields: Fields = {"layerType": Enum("RMS_NORM_NORM"), "normParam.epsilon": node.attr["eps"]}
     y = node.outputs[0]
     b.emit("RmsNorm", fields, [_rowwise(b, x), b.read(weight)],
@@ -50,6 +59,7 @@ def _rms_norm(b: Builder, node: Node) -> None:
 
 def _add_rms_norm(b: Builder, node: Node) -> None:
     x, residual, weight = node.inputs
+    _check_gamma(node, weight)
     fields: Fields = {"layerType": Enum("RMS_NORM_PRENORM"), "preNormParam.hasBias": False,
                       "preNormParam.epsilon": node.attr["eps"]}
     shape = b.setting.axes.matrix(x, _width(x))

@@ -107,6 +107,7 @@ def _of_repeat(node: Node, live: Live, setting: Setting, wides: Wides) -> Builde
 
 def lower_nodes(b: Builder, nodes: Sequence[Node], wides: Wides) -> None:
     """ATB's operations for nodes in the order in which they run."""
+    _check_known(nodes)
     pairs = pairs_of(nodes)
     for node in nodes:
         if node in pairs.waiting:
@@ -118,11 +119,18 @@ def lower_nodes(b: Builder, nodes: Sequence[Node], wides: Wides) -> None:
             lower_append(b, *_pair(node, pairs.appends))
         elif node.op is attention:
             lower_attention(b, node)
-        elif node.name in RULES:
-            RULES[node.name](b, node)
         else:
-            raise GraphError(f"{node.name}: ATB has no such operation", node.loc,
-                             HINTS.get(node.name, "--backend cpu has it"))
+            RULES[node.name](b, node)
+
+
+def _check_known(nodes: Sequence[Node]) -> None:
+    """Raises GraphError for a node that ATB has not, rather for one that tells the user most."""
+    unknown = [n for n in nodes if n.op not in (rope, kv_append, attention)
+               and n.name not in RULES]
+    if unknown:
+        node = next((n for n in unknown if n.name in HINTS), unknown[0])
+        raise GraphError(f"{node.name}: ATB has no such operation", node.loc,
+                         HINTS.get(node.name, "--backend cpu has it"))
 
 
 def _pair(node: Node, appends: Mapping[Node, tuple[Node, Node]]) -> tuple[Node, Node]:

@@ -65,7 +65,7 @@ def _shape(shape: tuple[Size, ...]) -> str:
 def _field(value: Field) -> str:
     if isinstance(value, Enum):
         return value.name
-    return value.dtype if isinstance(value, DataType) else str(value)
+    return value.dtype or "undefined" if isinstance(value, DataType) else str(value)
 
 
 __all__ = ["graph_text", "node_text", "program_text"]

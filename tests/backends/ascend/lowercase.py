@@ -21,7 +21,8 @@ GPT2 = gpt2.Config(vocab=48, hidden=64, heads=4, ffn=96, layers=2, max_positions
 
 def program(layer: Layer, dtype: str = "f16", soc: str = "910b", policy: str = "paged") -> Program:
     """The program of a layer or model."""
-    lowered = run_pipeline(trace(layer, dtype), target(soc), {"kv_layout": {"policy": policy}})
+    options = {"kv_layout": {"policy": policy}} if policy != "paged" else {}
+    lowered = run_pipeline(trace(layer, dtype), target(soc), options)
     return program_of(lowered.graph, lowered.recipes, soc)[2]
 
 

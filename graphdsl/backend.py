@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from graphdsl.errors import GraphError
-from graphdsl.ir import Node
+from graphdsl.ir import ORDERS, Node
 from graphdsl.manifest import Json
 from graphdsl.plan import Plan
 
@@ -30,6 +30,7 @@ class Target:
     takes: frozenset[str] = frozenset()
     """Operations that the backend has whole; the others are expanded to kernels."""
     kv_order: str = "bsnd"
+    kv_orders: frozenset[str] = frozenset(ORDERS)
     kv_policies: frozenset[str] = frozenset({"contiguous"})
     kv_policy: str = "contiguous"
     """What caches have where nobody asks for another."""

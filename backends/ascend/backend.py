@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from graphdsl.backend import Capability, Check, Target
+from graphdsl.errors import Loc
 from graphdsl.ir import Node
 from graphdsl.manifest import Json
 from graphdsl.passes.pipeline import Lowered
 from graphdsl.plan import Plan, dims_of, ports_of
+from graphdsl.seeing.stages import places_of
 
 from ..cpu.backend import compiler_version
 from ..cpu.features import best_level, cpu_features
@@ -20,7 +22,7 @@ from .cann import abi_of_torch, find_cann, findings, is_named, npu_of_torch, unu
 from .checks import check_program
 from .compiling import FLAGS, compile_library
 from .lowering import program_of
-from .render import render
+from .render import node_texts, render
 from .target import SOCS, check_soc, target
 
 MANIFEST = "manifest.json"
@@ -101,7 +103,17 @@ class Ascend:
         return render(plan.program, plan.ports, plan.dims)
 
     def node_texts(self, plan: Plan) -> list[tuple[Node, str]]:
-        return []
+        """Nodes become operations of ATB together; each has those of its line."""
+        assert isinstance(plan, AscendPlan)
+        texts: dict[Loc, dict[str, None]] = {}
+        graphs = dict.fromkeys(g for phase in plan.program.phases for g in phase.graphs)
+        for graph in graphs:
+            for node, text in zip(graph.nodes, node_texts(graph), strict=True):
+                if node.loc:
+                    texts.setdefault(node.loc, {})[text] = None
+        return [(place.node, text) for place in places_of(plan.graph)
+                if place.node.op.kind != "view" and place.node.loc in texts
+                for text in texts[place.node.loc]]
 
     def fingerprint(self, environment: Mapping[str, str]) -> str:
         """What the library depends on besides its sources."""

@@ -84,14 +84,26 @@ def runner_headers() -> dict[str, str]:
 
 def render_graph(graph: Graph) -> str:
     """The file that makes one graph."""
-    kinds = {t: kind for kind, made in (("IN", graph.inputs), ("OUT", graph.outputs),
-                                        ("MID", graph.internals)) for t in made}
-    ids = _identifiers((kinds[t], t.name) for t in graph.tensors)
-    named = dict(zip(graph.tensors, ids, strict=True))
+    named = _named(graph)
     return _templates().get_template("graph.cpp.j2").render(
         name=graph.name, inputs=len(graph.inputs), outputs=len(graph.outputs),
         tensors=[{"id": named[t], "note": _string(describe(t))} for t in graph.tensors],
         nodes=[_node_view(node, named) for node in graph.nodes])
+
+
+def node_texts(graph: Graph) -> list[str]:
+    """What stands in the file of a graph for each of its nodes."""
+    named = _named(graph)
+    template = _templates().get_template("node.cpp.j2")
+    return [template.render(node=_node_view(node, named)) for node in graph.nodes]
+
+
+def _named(graph: Graph) -> dict[Tensor, str]:
+    """The enumerators of a graph's tensors."""
+    kinds = {t: kind for kind, made in (("IN", graph.inputs), ("OUT", graph.outputs),
+                                        ("MID", graph.internals)) for t in made}
+    ids = _identifiers((kinds[t], t.name) for t in graph.tensors)
+    return dict(zip(graph.tensors, ids, strict=True))
 
 
 def describe(tensor: Tensor) -> str:

@@ -32,7 +32,7 @@ def target(soc: str = "910b") -> Target:
     check_soc(soc)
     storage = "nz" if soc == "310p" else ""
     narrow = frozenset({"f16"} if soc == "310p" else {"f16", "bf16"})
-    return Target("ascend", takes=taken(soc), kv_order="bsnd",
+    return Target("ascend", takes=taken(soc), kv_order="bsnd", kv_orders=frozenset({"bsnd"}),
                   kv_policies=frozenset({"contiguous", "paged"}), kv_policy="paged",
                   kv_block=BLOCK, kv_storages=frozenset({storage}), kv_storage=storage,
                   dtypes=narrow | {"f32"}, layer_dtypes=narrow, layer_dtype="f16",

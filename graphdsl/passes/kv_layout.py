@@ -130,16 +130,20 @@ def _check_inputs(graph: Graph) -> None:
 
 
 def _check_target(layout: Layout | None, target: Target) -> None:
-    """Raises GraphError for a policy or storage that the backend does not have."""
+    """Raises GraphError for an order, policy or storage that the backend does not have."""
     if layout is None:
         return
+    if layout.order not in target.kv_orders:
+        raise GraphError(f"the {target.name} backend has no caches in the order {layout.order}",
+                         layout.loc, f"orders: {', '.join(sorted(target.kv_orders))}")
     if layout.policy not in target.kv_policies:
         raise GraphError(f"the {target.name} backend has no {layout.policy} caches", layout.loc,
                          f"policies: {', '.join(p for p in POLICIES if p in target.kv_policies)}")
     if layout.storage not in target.kv_storages:
         has = [s or PLAIN for s in ("", *STORAGES) if s in target.kv_storages]
-        raise GraphError(f"the {target.name} backend has no {layout.storage or PLAIN} storage",
-                         layout.loc, f"storages: {', '.join(has)}")
+        what = f"no {layout.storage} storage" if layout.storage else "no caches without a storage"
+        raise GraphError(f"the {target.name} backend has {what}", layout.loc,
+                         f"storages: {', '.join(has)}")
 
 
 def _check_blocks(layouts: Mapping[Value, Layout]) -> None:

@@ -1,0 +1,214 @@
+"""The ascend backend behind the command line: what is refused, what is emitted, what runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from graphdsl import GraphError, load
+from graphdsl.backend import find_backend
+from graphdsl.cli import main
+
+ROOT = Path(__file__).parents[3]
+LAYER = str(ROOT / "examples" / "llama_layer.py")
+SMALL = ["--set", "hidden=64", "--set", "heads=4", "--set", "kv_heads=2", "--set", "head_dim=16",
+         "--set", "ffn=96"]
+PINNED = '''\
+from graphdsl import KVCache, Layer
+from graphdsl.ops import attention
+
+
+class Pinned(Layer):
+    """Attention over a cache of its own layout."""
+
+    signature = ("q[batch, tokens, 2, 16], k[batch, tokens, 2, 16], v[batch, tokens, 2, 16], "
+                 "positions[batch, tokens]:i32 -> y[batch, tokens, 2, 16]")
+
+    def __init__(self):
+        self.kv = KVCache(2, 16, layout="LAYOUT")
+
+    def forward(self, q, k, v, positions):
+        kv = self.kv.append(k, v, positions)
+        return attention(q, kv.k, kv.v, positions)
+'''
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def command(emulation: Path, monkeypatch: pytest.MonkeyPatch,
+            capfd: pytest.CaptureFixture[str]) -> Command:
+    """Runs a command in this process: its exit code and what it printed."""
+    for name in ("ATB_HOME_PATH", "ASCEND_HOME_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("GRAPHDSL_CACHE", str(emulation))
+
+    def run(*argv: str) -> tuple[int, str, str]:
+        capfd.readouterr()
+        try:
+            code = main(argv)
+        except SystemExit as stop:
+            code = int(str(stop.code))
+        printed = capfd.readouterr()
+        return code, printed.out, printed.err
+
+    return run
+
+
+def sources(build: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(build)): p.read_bytes()
+            for p in sorted((build / "src").rglob("*")) if p.is_file()}
+
+
+@pytest.mark.parametrize(("argv", "message", "hint"), [
+    ("--backend ascend --dtype f32",
+     "the ascend backend builds no layers of f32: ATB's RmsNorm, Rope, attention and MUL take f16 "
+     "and bf16 only", "--dtype f16"),
+    ("--backend ascend --soc 310p --dtype bf16",
+     "the ascend backend builds no layers of bf16: a 310p has none", "--dtype f16"),
+    ("--backend ascend --soc 950", "no SoC 950", "SoCs: 910b, 310p"),
+    ("--soc 910b", "--soc 910b: the cpu backend has no SoCs to choose from", "leave it out"),
+    ("--backend ascend --pass kv_layout:policy=shift", "the ascend backend has no shift caches",
+     "policies: contiguous, paged"),
+    ("--backend ascend --pass kv_layout:storage=int8", "the ascend backend has no int8 storage",
+     "storages: that of the dtype"),
+    ("--backend ascend --soc 310p --pass kv_layout:storage=int8", "has no int8 storage",
+     "storages: nz"),
+    ("--backend ascend --pass kv_layout:order=bnsd",
+     "the ascend backend has no caches in the order bnsd", "orders: bsnd"),
+    ("--backend ascend --pass kv_layout:block=0", "a block has at least 1 slot",
+     "the default is 128"),
+    ("--backend ascend --pass kv_layout:policy=contiguous,block=64",
+     "only paged caches have blocks", "--pass kv_layout:policy=paged,block=64")])
+@pytest.mark.parametrize("verb", ["build", "explain"])
+def test_refused(verb: str, argv: str, message: str, hint: str, command: Command) -> None:
+    code, _, error = command(verb, LAYER, *SMALL, *argv.split())
+    assert code == 2
+    assert message in error
+    assert error.rstrip().endswith(f"hint: {hint}")
+
+
+@pytest.mark.parametrize("argv", ["--backend ascend --dtype f32", "--soc 910b",
+                                  "--backend ascend --soc 950"])
+@pytest.mark.parametrize("verb", ["show", "run", "bench", "generate"])
+def test_every_command_refuses_alike(verb: str, argv: str, command: Command) -> None:
+    what = ["nowhere", "--prompt", "x"] if verb == "generate" else [LAYER]
+    assert command(verb, *what, *argv.split()) == (2, "", command("build", LAYER,
+                                                                  *argv.split())[2])
+
+
+@pytest.mark.parametrize(("soc", "layout", "message"), [
+    ("910b", "bnsd:paged/128", "no caches in the order bnsd"),
+    ("910b", "bsnd:paged/128:nz", "no nz storage"),
+    ("310p", "bsnd:paged/128", "no caches without a storage"),
+    ("910b", "bsnd:shift", "no shift caches")])
+def test_pinned_layouts_are_refused_at_their_line(soc: str, layout: str, message: str,
+                                                  tmp_path: Path, command: Command) -> None:
+    (tmp_path / "pinned.py").write_text(PINNED.replace("LAYOUT", layout))
+    code, _, error = command("build", str(tmp_path / "pinned.py"), "--backend", "ascend", "--soc",
+                             soc)
+    assert code == 2
+    assert error.startswith(f"error: pinned.py:12: the ascend backend has {message}")
+
+
+def test_socs_from_python() -> None:
+    assert find_backend("ascend").target == find_backend("ascend", "910b").target
+    assert find_backend("ascend", "310p").target.kv_storage == "nz"
+    with pytest.raises(GraphError, match="no SoC 910c"):
+        find_backend("ascend", "910c")
+
+
+def emitted(out: str) -> Path:
+    return Path(out.rsplit(": ", 1)[1].strip())
+
+
+def test_emit_only_needs_no_compiler(tmp_path: Path, command: Command,
+                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    """And gives the sources of a full build, with CANN or without."""
+    full = command("build", LAYER, "--backend", "ascend", *SMALL)
+    assert full[0] == 0, full
+    assert "prefill 1" in full[1]
+    monkeypatch.setenv("CXX", "/nowhere/g++")
+    monkeypatch.setenv("AR", "/nowhere/ar")
+    plain = command("build", LAYER, "--backend", "ascend", *SMALL, "--emit-only")
+    assert plain[0] == 0, plain
+    cann = {"ATB_HOME_PATH": ("include/atb/atb_infer.h", "lib/libatb.so"),
+            "ASCEND_HOME_PATH": ("include/acl/acl.h", "lib64/libascendcl.so")}
+    for name, files in cann.items():
+        for file in files:
+            (tmp_path / name / file).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name / file).touch()
+        monkeypatch.setenv(name, str(tmp_path / name))
+    real = command("build", LAYER, "--backend", "ascend", *SMALL, "--emit-only")
+    folders = [emitted(out) for _, out, _ in (full, plain, real)]
+    assert sources(folders[0]) == sources(folders[1]) == sources(folders[2])
+    manifests = [json.loads((folder / "manifest.json").read_text()) for folder in folders]
+    assert [m["emulation"] for m in manifests] == [True, True, False]
+    for manifest in manifests:
+        assert [manifest[key] for key in ("backend", "dtype", "soc")] == ["ascend", "f16", "910b"]
+        assert manifest["features"][0] == "910b"
+        assert manifest["state"][0]["layout"] == {"order": "bsnd", "policy": "paged", "block": 128,
+                                                  "storage": ""}
+
+
+def test_half_an_installation_is_refused(command: Command, monkeypatch: pytest.MonkeyPatch,
+                                         tmp_path: Path) -> None:
+    monkeypatch.setenv("ATB_HOME_PATH", str(tmp_path))
+    code, _, error = command("build", LAYER, "--backend", "ascend", *SMALL)
+    assert code == 3
+    assert "ATB_HOME_PATH is set, but ASCEND_HOME_PATH is not" in error
+    code, out, _ = command("doctor")
+    assert code == 0
+    assert "absent   ascend: CANN: ATB_HOME_PATH is set, but ASCEND_HOME_PATH is not" in out
+
+
+@pytest.mark.parametrize("argv", ["--batch 1 --tokens 5", "--batch 2 --tokens 5",
+                                  "--batch 2 --tokens 1 --past 130",
+                                  "--soc 310p --batch 2 --tokens 3 --past 4",
+                                  "--pass kv_layout:policy=contiguous --batch 2 --tokens 3 "
+                                  "--past 4"])
+def test_run(argv: str, command: Command) -> None:
+    code, out, error = command("run", LAYER, "--backend", "ascend", *SMALL, *argv.split())
+    assert (code, error) == (0, ""), out
+    assert "(tolerance 0.005), 0 of " in out
+
+
+def test_padding_of_contiguous_caches_is_refused(command: Command) -> None:
+    out = command("build", LAYER, "--backend", "ascend", *SMALL, "--pass",
+                  "kv_layout:policy=contiguous")[1]
+    operator = load(emitted(out))
+    operator.bind({w["name"]: torch.zeros(w["shape"], dtype=torch.float16)
+                   for w in operator.manifest["weights"]})
+    x, positions = torch.zeros(1, 2, 64, dtype=torch.float16), torch.tensor([[-1, 0]]).int()
+    with pytest.raises((GraphError, RuntimeError), match="policy=paged"):
+        operator(x, positions, state=operator.new_state(1, 8))
+
+
+def test_explain_and_show(command: Command) -> None:
+    code, out, _ = command("explain", LAYER, "--backend", "ascend", *SMALL)
+    assert code == 0
+    assert "\natb: prefill " in out
+    code, out, _ = command("show", LAYER, "--backend", "ascend", *SMALL, "--after", "memory")
+    assert code == 0
+    assert "swiglu(" in out
+    code, out, _ = command("show", LAYER, "--backend", "ascend", *SMALL, "--all", "--format",
+                           "html")
+    assert code == 0
+    assert "atb::infer::RmsNormParam" in out
+
+
+def test_a_compiler_that_fails(command: Command, monkeypatch: pytest.MonkeyPatch,
+                               tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    broken.write_text('#!/bin/sh\ncase "$*" in *--version*) echo broken; exit 0;; esac\n'
+                      "echo failure >&2; exit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CXX", str(broken))
+    code, _, error = command("build", LAYER, "--backend", "ascend", *SMALL)
+    assert code == 3
+    assert error.startswith("error: the emulation of ATB does not compile\n")
+    assert "  | failure" in error

@@ -1,0 +1,80 @@
+// A library whose one graph is a pretended operation that counts what is asked of it.
+#include "exports.hpp"
+
+namespace {
+
+struct Counts {
+  int32_t setups, executes, fail_at_execute;
+  uint64_t workspace;
+  void* stream;
+  void* memory;
+};
+Counts counts{};
+
+class Counting : public atb::Operation {
+ public:
+  std::string GetName() const override { return "Counting"; }
+  uint32_t GetInputNum() const override { return 2; }
+  uint32_t GetOutputNum() const override { return 1; }
+  atb::Status InferShape(const atb::SVector<atb::TensorDesc>&,
+                         atb::SVector<atb::TensorDesc>&) const override {
+    return atb::NO_ERROR;
+  }
+  atb::Status Setup(const atb::VariantPack& pack, uint64_t& bytes, atb::Context*) override {
+    ++counts.setups;
+    bytes = counts.workspace;
+    return pack.inTensors[1].hostData ? atb::NO_ERROR : atb::ERROR_INVALID_TENSOR_ADDR;
+  }
+  atb::Status Execute(const atb::VariantPack& pack, uint8_t* workspace, uint64_t bytes,
+                      atb::Context* context) override {
+    ++counts.executes;
+    counts.stream = context->GetExecuteStream();
+    counts.memory = workspace;
+    if (bytes != counts.workspace || pack.inTensors[0].hostData) return atb::ERROR_INVALID_PARAM;
+    if (counts.fail_at_execute == counts.executes) return atb::ERROR_RT_FAIL;
+    const auto* in = static_cast<const float*>(pack.inTensors[0].deviceData);
+    auto* out = static_cast<float*>(pack.outTensors[0].deviceData);
+    for (uint64_t i = 0; i < pack.inTensors[0].dataSize / sizeof(float); ++i) out[i] = in[i] + 1;
+    return atb::NO_ERROR;
+  }
+};
+
+atb::Status CreateCounting(atb::Operation** operation, gdsl::GraphNotes* notes) {
+  *operation = new Counting;
+  *notes = {"Counting", {"x: f32[rows, 4]", "contexts: i32[rows]", "y: f32[rows, 4]"}, 2, {}};
+  return atb::NO_ERROR;
+}
+
+enum Tensor : uint32_t { X, POSITIONS, OUT, CONTEXTS, KEPT };
+
+gdsl::Sizes SizesFor(const int64_t* dims) {
+  return {{{"x", ACL_FLOAT, ACL_FORMAT_ND, {dims[0], 4}},
+           {"positions", ACL_INT32, ACL_FORMAT_ND, {dims[0]}},
+           {"output0", ACL_FLOAT, ACL_FORMAT_ND, {dims[0], 4}},
+           {"contexts", ACL_INT32, ACL_FORMAT_ND, {dims[0]}},
+           {"kept", ACL_FLOAT, ACL_FORMAT_ND, {dims[0], 4}}},
+          1, dims[0]};
+}
+
+}  // namespace
+
+const gdsl::Program& gdsl::TheProgram() {
+  static const gdsl::Program program = {
+      "Counted", SizesFor, 1, 3, 0, 0, {POSITIONS},
+      {{gdsl::Kind::contexts, CONTEXTS, {POSITIONS}, 0, 0, 0}},
+      KEPT, {0}, {{"Counting", CreateCounting, 2, {1}}},
+      {{"decode", {0}, {{0, {X, CONTEXTS, KEPT}}, {0, {KEPT, CONTEXTS, OUT}}}}}};
+  return program;
+}
+
+extern "C" {
+extern const char gdsl_manifest_text[];
+const char gdsl_manifest_text[] = "{}";
+
+Counts* counted() { return &counts; }
+void* new_stream() {
+  aclrtStream stream = nullptr;
+  aclrtCreateStream(&stream);
+  return stream;
+}
+}

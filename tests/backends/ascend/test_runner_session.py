@@ -1,0 +1,167 @@
+"""What the runner asks of ATB: Setup only where something that it sees has changed."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import graphdsl.runtime
+from graphdsl.backends.ascend.emulation_build import INCLUDE, build_emulation
+from graphdsl.backends.ascend.render import runner_headers
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+
+
+class Counts(ctypes.Structure):
+    _fields_ = (("setups", ctypes.c_int32), ("executes", ctypes.c_int32),
+                ("fail_at_execute", ctypes.c_int32), ("workspace", ctypes.c_uint64),
+                ("stream", ctypes.c_void_p), ("memory", ctypes.c_void_p))
+
+
+@dataclass
+class Session:
+    """The library, what it counts, and its plans by their rows."""
+
+    library: ctypes.CDLL
+    plans: dict[int, Any] = field(default_factory=dict)
+
+    @property
+    def counts(self) -> Counts:
+        counts: Counts = self.library.counted().contents
+        return counts
+
+    def plan(self, rows: int) -> Any:
+        if rows not in self.plans:
+            plan = ctypes.c_void_p()
+            nothing = (ctypes.c_void_p * 3)()
+            dims = (ctypes.c_int64 * 1)(rows)
+            assert self.library.gdsl_plan_create(nothing, dims, 1, None, ctypes.byref(plan)) == 0
+            self.plans[rows] = plan
+        return self.plans[rows]
+
+    def step(self, x: np.ndarray, positions: list[int], stream: int | None = None) -> np.ndarray:
+        plan, out = self.plan(len(x)), np.zeros_like(x)
+        given = np.array(positions, np.int32)
+        for i, tensor in enumerate((x, given, out)):
+            self.library.gdsl_plan_rebind(plan, i, ctypes.c_void_p(tensor.ctypes.data))
+        if self.library.gdsl_step(plan, ctypes.c_void_p(stream)):
+            raise RuntimeError(self.library.gdsl_last_error().decode())
+        return out
+
+    def close(self) -> None:
+        for plan in self.plans.values():
+            self.library.gdsl_plan_destroy(plan)
+        self.plans.clear()
+
+
+@pytest.fixture(scope="session")
+def counting(tmp_path_factory: pytest.TempPathFactory, emulation: Path) -> ctypes.CDLL:
+    folder = tmp_path_factory.mktemp("session")
+    for name, text in runner_headers().items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    archive, path = build_emulation(emulation, os.environ), folder / "library.so"
+    subprocess.run(["g++", "-std=c++17", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared",
+                    f"-I{INCLUDE}", f"-I{folder / 'src' / 'runner'}",
+                    str(Path(__file__).with_suffix(".cpp")), str(archive), "-fopenmp", "-o",
+                    str(path)], check=True)
+    library = ctypes.CDLL(str(path))
+    library.counted.restype = ctypes.POINTER(Counts)
+    library.new_stream.restype = ctypes.c_void_p
+    library.gdsl_last_error.restype = ctypes.c_char_p
+    return library
+
+
+@pytest.fixture
+def session(counting: ctypes.CDLL) -> Iterator[Session]:
+    made = Session(counting)
+    ctypes.memset(ctypes.byref(made.counts), 0, ctypes.sizeof(Counts))
+    yield made
+    made.close()
+
+
+def ones(rows: int) -> np.ndarray:
+    return np.ones((rows, 4), np.float32)
+
+
+def test_equal_runs_of_a_graph_are_set_up_once(session: Session) -> None:
+    np.testing.assert_array_equal(session.step(ones(3), [4, 5, 6]), ones(3) + 2)
+    assert (session.counts.setups, session.counts.executes) == (1, 2)
+    session.step(ones(3), [4, 5, 6])
+    assert (session.counts.setups, session.counts.executes) == (1, 4)
+
+
+def test_other_addresses_are_not_set_up_again(session: Session) -> None:
+    session.step(ones(3), [4, 5, 6])
+    np.testing.assert_array_equal(session.step(ones(3) * 3, [4, 5, 6]), ones(3) * 5)
+    assert session.counts.setups == 1
+
+
+def test_other_values_on_the_host_are_set_up_again(session: Session) -> None:
+    for step in range(3):
+        session.step(ones(1), [step])
+    assert (session.counts.setups, session.counts.executes) == (3, 6)
+
+
+def test_other_shapes_are_set_up_again(session: Session) -> None:
+    for rows in (3, 2, 3):
+        session.step(ones(rows), [7] * rows)
+    assert session.counts.setups == 3
+
+
+def test_what_failed_is_set_up_again(session: Session) -> None:
+    session.counts.fail_at_execute = 2
+    with pytest.raises(RuntimeError, match=r"Counted: Counting failed with ATB error 4 "
+                                           r"ERROR_RT_FAIL for x f32\[1, 4\], contexts i32\[1\], "
+                                           r"y f32\[1, 4\]"):
+        session.step(ones(1), [3])
+    session.step(ones(1), [3])
+    assert session.counts.setups == 2
+
+
+def test_plans_share_one_workspace_that_grows(session: Session) -> None:
+    session.counts.workspace = 1000
+    session.step(ones(1), [3])
+    first = session.counts.memory
+    session.counts.workspace = 100
+    session.step(ones(2), [3, 4])
+    assert session.counts.memory == first
+    session.counts.workspace = 1 << 20
+    session.step(ones(3), [3, 4, 5])
+    session.step(ones(3), [3, 4, 5])
+    assert session.counts.memory is not None
+    assert session.counts.setups == 3
+
+
+def test_the_stream_of_a_step_is_the_callers_if_there_is_one(session: Session) -> None:
+    session.step(ones(1), [3])
+    own, given = session.counts.stream, session.library.new_stream()
+    session.step(ones(1), [3], given)
+    assert session.counts.stream == given
+    session.step(ones(1), [3])
+    assert session.counts.stream == own
+
+
+def test_operations_end_with_the_last_plan(session: Session) -> None:
+    session.step(ones(1), [3])
+    session.step(ones(2), [3, 4])
+    session.library.gdsl_plan_destroy(session.plans.pop(1))
+    session.step(ones(2), [3, 4])
+    assert session.counts.setups == 2
+    session.close()
+    session.step(ones(2), [3, 4])
+    assert session.counts.setups == 3
+
+
+def test_the_abi_is_that_of_the_header(counting: ctypes.CDLL) -> None:
+    header = (Path(graphdsl.runtime.__file__).parent / "abi.h").read_text()
+    assert f"#define GDSL_ABI_VERSION {counting.gdsl_abi_version()}\n" in header

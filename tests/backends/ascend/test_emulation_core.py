@@ -32,7 +32,7 @@ def test_core(name: str, program: Path) -> None:
 @needs_compiler
 @pytest.mark.sanitize
 def test_core_sanitized(tmp_path: Path) -> None:
-    flags = [flag for flag in FLAGS if flag != "-O3"]
+    flags = [flag for flag in FLAGS if flag != "-O2"]
     archive = build_emulation(tmp_path / "cache", os.environ, (*flags, *SANITIZE))
     run_program(compile_program("core", archive, tmp_path, SANITIZE))
 

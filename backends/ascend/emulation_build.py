@@ -75,8 +75,9 @@ def _units(folder: Path, flags: Sequence[str]) -> list[_Unit]:
     core = sorted(path for path in SOURCES.glob("*.cpp") if path.name != LOG)
     together = folder / "core.cpp"
     together.write_text("".join(f'#include "{path.name}"\n' for path in core))
+    checks = tuple("-O1" if flag == "-O2" else flag for flag in flags)
     return [*(_Unit(path, tuple(flags)) for path in operations),
-            _Unit(together, (*flags, "-O1")), _Unit(SOURCES / LOG, tuple(flags))]
+            _Unit(together, checks), _Unit(SOURCES / LOG, tuple(flags))]
 
 
 def _compile(unit: _Unit, folder: Path, environment: Mapping[str, str]) -> Path:

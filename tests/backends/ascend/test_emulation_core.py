@@ -7,12 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from emulationcase import compile_program, names, run_program
+from emulationcase import SANITIZE, SANITIZED, compile_program, names, run_program
 
 from graphdsl.backends.ascend.emulation_build import FLAGS, build_emulation
 from graphdsl.errors import ToolError
-
-SANITIZE = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 
@@ -31,9 +29,8 @@ def test_core(name: str, program: Path) -> None:
 
 @needs_compiler
 @pytest.mark.sanitize
-def test_core_sanitized(tmp_path: Path) -> None:
-    flags = [flag for flag in FLAGS if flag != "-O2"]
-    archive = build_emulation(tmp_path / "cache", os.environ, (*flags, *SANITIZE))
+def test_core_sanitized(emulation: Path, tmp_path: Path) -> None:
+    archive = build_emulation(emulation, os.environ, SANITIZED)
     run_program(compile_program("core", archive, tmp_path, SANITIZE))
 
 

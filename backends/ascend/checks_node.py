@@ -12,7 +12,7 @@ from .atb import DataType, Node, Tensor
 from .checks_call import Call, described
 from .checks_sizes import Shape, Shapes, same_shape, text, view_problem
 from .checks_table import called, check_fields
-from .tables import IN_PLACE, MAY_BE_IN_PLACE, MOST_DIMS
+from .tables import IN_PLACE, MAY_BE_IN_PLACE, MOST_DIMS, NZ_WIDTH
 
 Rule = Callable[[Call], Shapes]
 
@@ -31,6 +31,7 @@ def check_node(node: Node, soc: str) -> None:
     check_fields(node)
     for tensor in node.inputs + node.outputs:
         _check_shape(node, tensor, tensor.shape)
+        _check_tiles(node, tensor)
     _check_views(node)
     call = called(node, soc)
     _check_in_place(call)
@@ -51,6 +52,18 @@ def _check_shape(node: Node, tensor: Tensor, shape: Shape) -> None:
     if any(isinstance(size, int) and size < 1 for size in shape):
         raise GraphError(f"ATB's {node.op}: {described(tensor, shape)}, wanted sizes of at least "
                          "1", node.loc)
+
+
+def _check_tiles(node: Node, tensor: Tensor) -> None:
+    """NZ lies in tiles of 16 rows and 16 columns. A weight may have its two sizes instead."""
+    if tensor.format != "nz" or len(tensor.shape) < 4:
+        return
+    *_, rows, columns = tensor.shape
+    whole = not isinstance(rows, int) or rows % NZ_WIDTH == 0
+    if columns != NZ_WIDTH or not whole:
+        raise GraphError(f"ATB's {node.op}: {described(tensor)}, wanted {NZ_WIDTH} as last size "
+                         f"and a multiple of {NZ_WIDTH} before it", node.loc,
+                         f"blocks of caches have a multiple of {NZ_WIDTH} slots")
 
 
 def _check_views(node: Node) -> None:

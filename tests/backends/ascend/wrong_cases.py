@@ -48,7 +48,7 @@ from graphdsl.backends.ascend.atb import (
 
 X32, XB = as_f32(X), as_bf16(X)
 Q3, K3, V3 = t("q", ROWS, 4, 16), t("k", ROWS, 2, 16), t("v", ROWS, 2, 16)
-NZ_CACHE = t("kv_k", BLOCKS, 2, 8, 16, format="nz")
+NZ_CACHE = t("kv_k", BLOCKS, 2, 16, 16, format="nz")
 NZ_ROWS = t("kv_k", 1, SEQUENCES, 2, SLOTS, 16, format="nz")
 NZ_MASK = t("mask", 1, 8, 128, 16, format="nz")
 LENGTHS = t("lengths", SEQUENCES, dtype="i32", host=True)
@@ -91,7 +91,7 @@ RIGHT: dict[str, Graph] = {
     "encoder without mask": encoder(masked=False, maskType=Enum("MASK_TYPE_UNDEFINED"),
                                     isTriuMask=0),
     "contiguous": contiguous(),
-    "contiguous of two axes": contiguous(mask=t("mask", 8, 8)),
+    "contiguous of two axes": contiguous(mask=t("mask", 16, 16)),
     "paged": paged(),
     "append": append(),
     "append seen as heads": append(t("k", ROWS, 32), views={0: (ROWS, 2, 16), 1: (ROWS, 2, 16)}),
@@ -127,7 +127,6 @@ STRUCTURE = [
     Wrong("output never written", SILENT, ("output 'other'", "never written")),
     Wrong("name", replace(linear(), name="layer.decode"), ("'layer.decode'", "letters")),
     Wrong("long name", replace(linear(), name="x" * 129), ("1 to 128 letters",)),
-    Wrong("no nodes", replace(graph(), inputs=(X,)), ("0 nodes, wanted 1 to 1024",)),
     Wrong("too many nodes", graph(*[SWISH] * 1025), ("1025 nodes",)),
     Wrong("too many inputs", replace(linear(), inputs=(X, W, *(t(f"i{i}", 1) for i in range(255)))),
           ("257 inputs, wanted at most 256",)),
@@ -313,7 +312,7 @@ ATTENTION = [
 ]
 
 PAGED = [
-    Wrong("paged of 2 axes", paged(t("q", ROWS, 64), t("kv_k", BLOCKS, 8, 2, 16)),
+    Wrong("paged of 2 axes", paged(t("q", ROWS, 64), t("kv_k", BLOCKS, 16, 2, 16)),
           ("PagedAttention", "'q' f16[rows, 64]", "3 axes")),
     Wrong("paged of wide heads", paged(t("q", ROWS, 4, 592)), ("head_dim of at most 576",)),
     Wrong("paged of wide heads in large blocks",
@@ -321,7 +320,7 @@ PAGED = [
           ("(kCache)", "at most 128 slots", "288 is more than 256")),
     Wrong("paged of heads", paged(kvHeadNum=3), ("kvHeadNum is 3",)),
     Wrong("paged of other heads", paged(t("q", ROWS, 8, 16)), ("4 heads",)),
-    Wrong("paged over other heads", paged(cache=t("kv_k", BLOCKS, 8, 4, 16)),
+    Wrong("paged over other heads", paged(cache=t("kv_k", BLOCKS, 16, 4, 16)),
           ("(kCache)", "[blocks, block, 2, 16]")),
     Wrong("contexts on the device", paged(contexts=t("c", QUERIES, dtype="i32")),
           ("(contextLens)", "without host values")),
@@ -335,21 +334,23 @@ PAGED = [
           ("5 inputs, wanted 6", "mask")),
     Wrong("paged nd on 310p", paged(), ("(kCache)", "format NZ"), "310p"),
     Wrong("paged nz on 910b", paged(cache=NZ_CACHE), ("(kCache)", "format ND")),
-    Wrong("append elsewhere", append(outputs=[t("new_k", BLOCKS, 8, 2, 16),
-                                              t("new_v", BLOCKS, 8, 2, 16)]),
+    Wrong("append elsewhere", append(outputs=[t("new_k", BLOCKS, 16, 2, 16),
+                                              t("new_v", BLOCKS, 16, 2, 16)]),
           ("output kCache is 'new_k'", "'kv_k'", "in place")),
     Wrong("append of rows", append(t("k", ROWS, 32)), ("(k)", "'k' f16[rows, 32]", "3 axes")),
-    Wrong("append of other heads", append(cache=t("kv_k", BLOCKS, 8, 4, 16)),
+    Wrong("append of other heads", append(cache=t("kv_k", BLOCKS, 16, 4, 16)),
           ("(kCache)", "[blocks, block, 2, 16]")),
     Wrong("append of f16 slots", append(slots=t("slots", ROWS)), ("(slots)", "wanted i32")),
     Wrong("append of too few slots", append(slots=t("slots", 3, dtype="i32")),
           ("(slots)", "a slot for each row of k")),
-    Wrong("append of bf16 to f16", append(cache=t("kv_k", BLOCKS, 8, 2, 16, dtype="bf16")),
+    Wrong("append of bf16 to f16", append(cache=t("kv_k", BLOCKS, 16, 2, 16, dtype="bf16")),
           ("ReshapeAndCache", "f16", "bf16")),
     Wrong("append of f32", append(t("k", ROWS, 2, 16, dtype="f32")), ("f32", "f16 or bf16")),
     Wrong("append nd on 310p", append(), ("(kCache)", "format NZ"), "310p"),
     Wrong("append nz on 910b", append(cache=NZ_CACHE), ("(kCache)", "format ND")),
-    Wrong("append of odd width", append(t("k", ROWS, 1, 24), cache=t("kv_k", BLOCKS, 1, 8, 16,
+    Wrong("blocks of half a tile", append(cache=t("kv_k", BLOCKS, 2, 8, 16, format="nz")),
+          ("'kv_k' f16[blocks, 2, 8, 16] in NZ", "multiple of 16 before it"), "310p"),
+    Wrong("append of odd width", append(t("k", ROWS, 1, 24), cache=t("kv_k", BLOCKS, 1, 16, 16,
                                                                      format="nz")),
           ("(k)", "multiple of 16"), "310p"),
     Wrong("kv_cache of bf16", kv_cache(t("new", ROWS, 32, dtype="bf16")), ("KvCache", "bf16")),
@@ -362,6 +363,7 @@ WRONG: tuple[Wrong, ...] = (*STRUCTURE, *LINEAR, *NORMS, *ROPES, *MATHS, *MOVES,
 """What the emulation refuses too."""
 
 OURS: tuple[Wrong, ...] = (
+    Wrong("no nodes", replace(graph(), inputs=(X,)), ("0 nodes, wanted 1 to 1024",)),
     Wrong("unknown operation", graph(node("Conv", {}, [X], [MADE])), ("no operation Conv",)),
     Wrong("unknown field", linear(quantMode=1), ("LinearParam: no field quantMode",)),
     Wrong("field of another kind", linear(transposeB=1), ("transposeB is 1", "true or false")),

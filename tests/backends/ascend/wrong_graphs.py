@@ -22,7 +22,7 @@ from graphdsl.backends.ascend.atb import (
 from graphdsl.errors import Loc
 from graphdsl.ir import Size
 
-SIZES = {"rows": 4, "queries": 4, "sequences": 2, "slots": 8, "pages": 2, "blocks": 3, "picked": 2}
+SIZES = {"rows": 4, "queries": 4, "sequences": 2, "slots": 16, "pages": 2, "blocks": 3, "picked": 2}
 """What the dims are when a graph is made in C++."""
 
 View = tuple[Size, ...] | None
@@ -194,7 +194,7 @@ def paged(q: Tensor | None = None, cache: Tensor | None = None, contexts: Tensor
           table: Tensor | None = None, **fields: Field) -> Graph:
     """The same over pages."""
     q = q or t("q", ROWS, 4, 16)
-    cache = cache or t("kv_k", BLOCKS, 8, 2, q.shape[2], dtype=q.dtype)
+    cache = cache or t("kv_k", BLOCKS, 16, 2, q.shape[2], dtype=q.dtype)
     given: Fields = {"headNum": 4, "kvHeadNum": 2, "qkScale": 0.25, **fields}
     contexts = contexts or t("contexts", QUERIES, dtype="i32", host=True)
     table = table or t("table", QUERIES, PAGES, dtype="i32")
@@ -206,9 +206,9 @@ def paged(q: Tensor | None = None, cache: Tensor | None = None, contexts: Tensor
 def append(k: Tensor | None = None, v: Tensor | None = None, cache: Tensor | None = None,
            slots: Tensor | None = None, outputs: Sequence[Tensor] | None = None,
            views: dict[int, View] | None = None, **fields: Field) -> Graph:
-    """New rows of 2 heads of 16 into pages of 8 slots."""
+    """New rows of 2 heads of 16 into pages of 16 slots."""
     k = k or t("k", ROWS, 2, 16)
-    cache = cache or t("kv_k", BLOCKS, 8, 2, 16, dtype=k.dtype)
+    cache = cache or t("kv_k", BLOCKS, 16, 2, 16, dtype=k.dtype)
     caches = [cache, replace(cache, name="kv_v")]
     slots = slots or t("slots", ROWS, dtype="i32")
     return graph(node("ReshapeAndCache", dict(fields), [k, v or replace(k, name="v"), *caches,

@@ -196,9 +196,18 @@ class Operator:
             bound.plan.bind(weights.addresses)
             bound.weights = weights
         addresses = list(map(torch.Tensor.data_ptr, tensors + outputs))
-        if not bound.plan.step(addresses):
+        try:
+            done = bound.plan.step(addresses)
+        except RuntimeError as error:  # native code says what it refuses
+            raise self._refusal(error) from None
+        if not done:
             self._refuse_range(inputs, state)
         return outputs
+
+    def _refusal(self, error: RuntimeError) -> GraphError:
+        """What native code says, with the hint that it may end with."""
+        message, _, hint = str(error).partition("\n  hint: ")
+        return GraphError(message, hint=hint)
 
     def _known(self, tensors: Sequence[Tensor]) -> _Bound | None:
         """The plan of a call like an earlier one; nothing where anything is not as it was then.

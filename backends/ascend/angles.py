@@ -17,13 +17,16 @@ from graphdsl.op import Op, constant_of
 from graphdsl.ops.linear import embedding
 from graphdsl.ops.math import maximum
 from graphdsl.ops.position import rope
-from graphdsl.ops.shape import arange, concat, reshape, slice
+from graphdsl.ops.shape import arange, concat, gather, reshape, slice
 from graphdsl.passes.repeat import REPEAT, operands_of
 from graphdsl.passes.rewrite import clone, inline, substitute
 
 LONGEST = 32768
 """Rows of a table: the positions that a sequence may have."""
 RULE = "AngleTable"
+UNTABLED = (REPEAT, embedding, gather)
+"""What angles are not made of where they are looked up: a table of the user's own has its own
+number of rows."""
 
 Recipes = Mapping[str, Graph]
 Resolve = Callable[[Value], Value]
@@ -112,7 +115,7 @@ def _positions(graph: Graph, value: Value) -> Value | None:
     and numbers is needed beside it."""
     alone = replace(graph, outputs=(value,), state=())
     read = [v for v in (*graph.inputs, *graph.state) if v in alone.users and v is not value]
-    if value.node is None or len(read) != 1 or any(n.op is REPEAT for n in alone.nodes):
+    if value.node is None or len(read) != 1 or any(n.op in UNTABLED for n in alone.nodes):
         return None
     positions = read[0]
     fits = (positions.dtype == "i32" and len(positions.shape) == 2

@@ -66,8 +66,9 @@ def _rope_pairs(nodes: Sequence[Node], place: Mapping[Node, int]) -> Iterator[tu
         if first.op is not rope or first in taken:
             continue
         until = read_at.get(first, len(nodes))
-        second = next((n for n in nodes[i + 1:until] if _is_partner(first, n)), None)
-        if second is not None and second not in taken:
+        second = next((n for n in nodes[i + 1:until]
+                       if n not in taken and _is_partner(first, n)), None)
+        if second is not None:
             taken.update((first, second))
             yield second, first
 

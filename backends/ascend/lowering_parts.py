@@ -79,18 +79,32 @@ class Live:
 
 
 def parts_of(graph: Graph, live: Live) -> tuple[Part, ...]:
-    """The parts, in the order in which they run. A graph without layers in it is a layer."""
+    """The parts, in the order in which they run. A graph without layers in it is a layer, before
+    which there are angles alone."""
     nodes = live.nodes(graph)
     keys = {n: _layer(n) for n in nodes}
     names = list(dict.fromkeys(key for key in keys.values() if key is not None))
     if not names:
-        return (Part("begin", ()), Part("", nodes), Part("end", ()))
+        before = _angles(nodes, live)
+        return (Part("begin", tuple(n for n in nodes if n in before)),
+                Part("", tuple(n for n in nodes if n not in before)))
     place = _places(nodes, {n: names.index(k) + 1 for n, k in keys.items() if k is not None}, live,
                     len(names) + 1)
     titles = ["begin", *_titles(names), "end"]
     found = (Part(title, tuple(n for n in nodes if place[n] == i))
              for i, title in enumerate(titles))
     return tuple(found)
+
+
+def _angles(nodes: Sequence[Node], live: Live) -> set[Node]:
+    """The nodes that make angles which are not looked up in our tables."""
+    found: set[Node] = set()
+    for node in reversed(nodes):
+        needed = live.needs(node)
+        if node in found or node.op is rope:
+            inputs = needed if node in found else needed[1:]
+            found.update(n for v in inputs if (n := source_of(v).node) is not None)
+    return found
 
 
 def _layer(node: Node) -> str | Node | None:

@@ -101,12 +101,6 @@ def both_ropes(layer: Plain, x: Value, m: Value, positions: Value) -> Value:
     return y
 
 
-def angles_of_layers(layer: Plain, x: Value, m: Value, positions: Value) -> Value:
-    angles = cast(linear(x, layer.w)[..., :8], dtype="f32")
-    y: Value = merge_heads(rope(split_heads(x, 4), angles, angles))
-    return y
-
-
 def turned(layer: Plain, x: Value, m: Value, positions: Value) -> Value:
     heads = transpose(split_heads(x, 4), order=(0, 2, 1, 3))
     y: Value = merge_heads(transpose(relu(heads), order=(0, 2, 1, 3)))
@@ -133,7 +127,6 @@ REFUSED: dict[str, tuple[Body, str, str]] = {
     "computed ids": (looked_up, "numbers of rows are computed", "input of whole numbers"),
     "computed rows": (picked, "numbers of rows are computed", "input of the Model"),
     "ropes of both kinds": (both_ropes, "read by an interleaved rope", "on their own"),
-    "angles of a layer": (angles_of_layers, "made where layers are", "positions"),
     "heads first": (turned, "rows would not stay rows", "heads come after tokens"),
     "matmul": (batches, "matmul: ATB has no such", "multiplies by params"),
     "gelu": (lambda s, x, m, p: gelu(x), "gelu: ATB has no such", "gelu_tanh"),
@@ -158,6 +151,27 @@ def test_what_atb_has_not_is_refused(case: str) -> None:
     assert hint in caught.value.hint
     assert caught.value.loc is not None
     assert caught.value.loc.file == __file__
+
+
+def test_angles_that_every_layer_makes_are_refused() -> None:
+    class Own(llama.LlamaLayer):
+        def __init__(self, config: llama.Config) -> None:
+            super().__init__(config)
+            self.angles = Param(8, 64)
+
+        def forward(self, x: Value, positions: Value, cos: Value, sin: Value) -> Value:
+            angles = cast(linear(x, self.angles), dtype="f32")
+            y: Value = merge_heads(rope(split_heads(x, 4), angles, angles))
+            return y
+
+    class Several(llama.Llama):
+        def __init__(self, config: llama.Config) -> None:
+            super().__init__(config)
+            self.layers = [Own(config) for _ in range(3)]
+
+    with pytest.raises(GraphError, match="made where layers are") as caught:
+        program(Several(LLAMA))
+    assert "positions" in caught.value.hint
 
 
 def test_experts_are_refused() -> None:

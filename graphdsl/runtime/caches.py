@@ -133,13 +133,14 @@ def tiled(rows: Tensor) -> Tensor:
     flat = rows.flatten(2)
     width = -(-flat.shape[2] // NZ_WIDTH) * NZ_WIDTH
     padded = torch.nn.functional.pad(flat, (0, width - flat.shape[2]))
-    return padded.unflatten(2, (-1, NZ_WIDTH)).transpose(1, 2).contiguous()
+    tiles = padded.view(*flat.shape[:2], width // NZ_WIDTH, NZ_WIDTH)
+    return tiles.transpose(1, 2).contiguous()
 
 
 def untiled(tiles: Tensor, heads: int, dim: int) -> Tensor:
     """What `tiled` rows stand for."""
     flat = tiles.transpose(1, 2).flatten(2)[..., :heads * dim]
-    return flat.unflatten(2, (heads, dim)).contiguous()
+    return flat.reshape(*flat.shape[:2], heads, dim)
 
 
 def quantised(rows: Tensor) -> Tensor:

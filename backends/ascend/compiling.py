@@ -42,13 +42,17 @@ def compile_library(build: Path, manifest: str, library: Path, environment: Mapp
 
 def manifest_source(manifest: str, *, emulated: bool) -> str:
     """The object that says what the library was built for, and gives ATB's own log: the emulation
-    has one, CANN writes files."""
+    has one, and is told which SoC it is; CANN writes files."""
     lines = "\n".join(f"    {json.dumps(line)}" for line in manifest.splitlines(keepends=True))
     text = f"extern \"C\" const char gdsl_manifest_text[] =\n{lines};\n"
     log = 'extern "C" const char* gdsl_runtime_log();\n' \
           'const char* gdsl_runtime_log() { return ""; }\n'
+    name = json.loads(manifest).get("soc")
+    soc = ('extern "C" void atb_emulation_set_soc(const char* name);\n'
+           "[[maybe_unused]] static const bool chosen = "
+           f"(atb_emulation_set_soc({json.dumps(name)}), true);\n") if name else ""
     # Without the declaration, a const array would be of this file alone.
-    return f'extern "C" const char gdsl_manifest_text[];\n{text}{"" if emulated else log}'
+    return f'extern "C" const char gdsl_manifest_text[];\n{text}{soc if emulated else log}'
 
 
 def _run(command: Sequence[str], environment: Mapping[str, str]) -> None:

@@ -113,3 +113,8 @@ def test_the_manifest_is_an_object_of_its_own() -> None:
                     'extern "C" const char gdsl_manifest_text[] =\n'
                     '    "{\\n"\n    " \\"name\\": \\"a\\\\\\"b\\"\\n"\n    "}\\n";\n')
     assert "gdsl_runtime_log" in manifest_source("{}", emulated=False)
+
+
+def test_the_emulation_is_told_which_soc_it_is() -> None:
+    assert 'atb_emulation_set_soc("310p")' in manifest_source('{"soc": "310p"}', emulated=True)
+    assert "emulation" not in manifest_source('{"soc": "310p"}', emulated=False)

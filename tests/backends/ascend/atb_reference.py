@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor as Array
 
-from backends.ascend import atb
+from graphdsl.backends.ascend import atb
 from graphdsl.expr import Poly
 from graphdsl.ir import size_value
 from graphdsl.lazy import torch_dtype

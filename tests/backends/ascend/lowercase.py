@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from backends.ascend.atb import Graph, Program
-from backends.ascend.lowering import program_of
-from backends.ascend.target import target
+from graphdsl.backends.ascend.atb import Graph, Program
+from graphdsl.backends.ascend.lowering import program_of
+from graphdsl.backends.ascend.target import target
 from graphdsl.layer import Layer, trace
 from graphdsl.models import glm, gpt2, llama, qwen
 from graphdsl.passes.pipeline import run_pipeline

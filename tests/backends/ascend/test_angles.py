@@ -6,9 +6,9 @@ import pytest
 import torch
 from lowercase import GLM, LLAMA
 
-from backends.ascend.angles import Tabled, tabled
-from backends.ascend.target import target
 from graphdsl import Layer, Value
+from graphdsl.backends.ascend.angles import Tabled, tabled
+from graphdsl.backends.ascend.target import target
 from graphdsl.errors import GraphError
 from graphdsl.ir import Graph
 from graphdsl.layer import trace

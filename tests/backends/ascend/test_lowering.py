@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from lowercase import GLM, GPT2, LLAMA, QWEN, SIZES, graph, ops, program
 
-from backends.ascend.atb import ROWS
-from backends.ascend.checks import check_program
-from backends.ascend.lowering_text import graph_text, program_text
 from graphdsl import KVCache, Layer, Param, Value
+from graphdsl.backends.ascend.atb import ROWS
+from graphdsl.backends.ascend.checks import check_program
+from graphdsl.backends.ascend.lowering_text import graph_text, program_text
 from graphdsl.models import chatglm, glm, gpt2, llama, qwen
 from graphdsl.ops import (
     attention,

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 from lowercase import LLAMA, SIZES, program
 
-from backends.ascend.target import target
 from graphdsl import KVCache, Layer, Param, Value
+from graphdsl.backends.ascend.target import target
 from graphdsl.errors import GraphError
 from graphdsl.models import gemma, llama, mixtral
 from graphdsl.ops import (

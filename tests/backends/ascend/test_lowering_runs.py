@@ -12,10 +12,10 @@ import torch
 from atb_reference import Step
 from torch import Tensor
 
-from backends.ascend.atb import Program
-from backends.ascend.checks import check_program
-from backends.ascend.lowering import program_of
-from backends.ascend.target import target
+from graphdsl.backends.ascend.atb import Program
+from graphdsl.backends.ascend.checks import check_program
+from graphdsl.backends.ascend.lowering import program_of
+from graphdsl.backends.ascend.target import target
 from graphdsl.ir import Graph, Size, Value, size_value
 from graphdsl.layer import Layer, trace
 from graphdsl.lazy import torch_dtype

@@ -40,6 +40,9 @@ def _heads(call: Call) -> tuple[int, int]:
 
 def _check_mask_fields(call: Call, paged: bool) -> None:
     mask, window = call.choice("maskType"), call.number("windowSize")
+    tiled = call.has("mask") and call.tensor("mask").format == "nz"
+    if tiled and call.rank("mask", 4)[3] != NZ_WIDTH:
+        raise call.wrong("mask", f"[sequences, columns / {NZ_WIDTH}, rows, {NZ_WIDTH}] in NZ")
     if paged and call.choice("kvcacheCfg") == "K_BYPASS_V_BYPASS":
         raise call.field_wrong("kvcacheCfg", "K_CACHE_V_CACHE: PA_ENCODER has no cache to bypass")
     if call.fields["isTriuMask"] and not call.has("mask"):

@@ -24,7 +24,6 @@ const Row ROWS[] = {
     {"LinearBias", B910, "f16 bf16", "x T nd; weight T nd|nz; bias T nd; y T nd"},
     {"LinearBias", B910, "f16 bf16", "x T nd; weight T nd; bias f32 nd; y T nd"},
     {"LinearBias", P310, "f16", "x T nd; weight T nd|nz; bias T nd; y T nd"},
-    {"LinearBias", P310, "f16", "x T nd; weight T nd; bias f32 nd; y T nd"},
     {"LinearAccum", B910, "f16 bf16", "x T nd; weight T nd; accum f32 nd; y f32 nd"},
     {"RmsNorm", ALL, "f16 bf16", "x T nd; gamma T nd; y T nd"},
     {"RmsNormPre", ALL, "f16 bf16",

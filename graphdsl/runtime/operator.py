@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphdsl.errors import GraphError
+from graphdsl.layout import NZ_WIDTH
 from graphdsl.lazy import torch
 from graphdsl.runtime.dims import PlanDim, sources
 from graphdsl.runtime.folder import library_checksum, library_path, open_library, read_manifest
@@ -137,8 +138,12 @@ class Operator:
         return max((p.layout.block for p in self.inputs + self.state if p.layout), default=0)
 
     def whole_pages(self, slots: int) -> int:
-        """The capacity of a state for at least so many slots: whole pages of paged caches."""
-        return -(-slots // self.block) * self.block if self.block else slots
+        """The capacity of a state for at least so many slots: whole pages of paged caches, whole
+        tiles of others that have tiles."""
+        layouts = [p.layout for p in self.inputs + self.state if p.layout]
+        least = NZ_WIDTH if any(layout.storage == "nz" for layout in layouts) else 1
+        step = self.block or least
+        return -(-slots // step) * step
 
     def new_state(self, batch: int, slots: int) -> State:
         """Empty KV caches for `batch` sequences of up to `slots` tokens. Paged ones have a pool of
@@ -152,7 +157,8 @@ class Operator:
                 raise GraphError(f"{self.name}: {dim.name} is {wanted[dim.name]}, wanted {dim.lo} "
                                  f"to {dim.hi}")
         pages = self.whole_pages(slots) // max(self.block, 1)
-        dims = {**wanted, "pages": pages, "blocks": batch * pages}
+        dims = {"batch": batch, "slots": self.whole_pages(slots), "pages": pages,
+                "blocks": batch * pages}
         own = torch.arange(batch * pages, dtype=torch.int32).view(batch, pages)
         return {p.name: torch.zeros(p.sizes(dims), dtype=p.dtype) if p.layout else own.clone()
                 for p in self.state}

@@ -63,9 +63,8 @@ class GraphOperation {
     inputs.reserve(pack.inTensors.size());
     for (const atb::Tensor& tensor : pack.inTensors) inputs.push_back(tensor.desc);
     const std::string culprit = Culprit(notes_, inputs);
-    const std::string what = culprit.empty() ? notes_.name + ": ATB refuses " + Found(pack)
-                                             : culprit;
-    return what + "; setting up ended with ATB error " + StatusText(status) + log;
+    if (!culprit.empty()) return culprit + log;
+    return notes_.name + " refuses " + Found(pack) + ": ATB error " + StatusText(status) + log;
   }
 
   std::string Found(const atb::VariantPack& pack) const {

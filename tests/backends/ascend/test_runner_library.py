@@ -11,7 +11,6 @@ import torch
 from rendercase import HIDDEN, LONGEST, Llama, linear_add
 from runnercase import Loaded, Sequences, build, llama, llama_weights
 
-from graphdsl.backends.ascend.atb import Tensor
 from graphdsl.runtime._native import Library
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
@@ -137,66 +136,3 @@ def test_a_tensor_that_is_not_bound_is_named(small: Path) -> None:
     loaded.step((2, 3), [x, x], [torch.zeros(32, 32).half()], torch.empty_like(x))
     with pytest.raises(RuntimeError, match=r"Small: nothing is bound to z f16\[6, 32\]"):
         loaded.plans[2, 3].step([x.data_ptr(), 0, x.data_ptr()])
-
-
-def test_what_is_packed_is_refused_where_nothing_is(small: Path) -> None:
-    library = Library(str(small))
-    assert library.packed_bytes(0) == 0
-    with pytest.raises(RuntimeError, match="Small: param w is read as it is"):
-        library.pack(0, 0, 0)
-    assert library.packed_bytes(1) == -1
-    with pytest.raises(RuntimeError, match="Small: no such param: 1"):
-        library.pack(1, 0, 0)
-
-
-def test_a_shape_that_atb_refuses_names_the_node(tmp_path: Path, emulation: Path) -> None:
-    """The operation, its line, its inputs and ATB's code, whatever ATB itself says."""
-    case = linear_add()
-    graph = case.program.phases[0].runs[0].graph
-    wrong = Tensor("w", "f16", (32, 48))
-    nodes = (replace(graph.nodes[0], inputs=(graph.inputs[0], wrong)), graph.nodes[1])
-    changed = replace(graph, inputs=(*graph.inputs[:2], wrong), nodes=nodes)
-    phase = replace(case.program.phases[0], runs=(
-        replace(case.program.phases[0].runs[0], graph=changed),))
-    ports = tuple(wrong if t.name == "w" else t for t in case.program.ports)
-    case = replace(case, program=replace(case.program, ports=ports, phases=(phase,)))
-    loaded = Loaded(Library(str(build(case, tmp_path, emulation))), given=2, params=1)
-    x = torch.zeros(2, 3, 32).half()
-    with pytest.raises(RuntimeError) as caught:
-        loaded.step((2, 3), [x, x], [torch.zeros(32, 48).half()], torch.empty_like(x))
-    message = str(caught.value)
-    assert message.startswith("Small: Small_prefill: node 0, Linear (llama_layer.py:7) refuses "
-                              "x f16[6, 32], w f16[32, 48]: ATB error ")
-
-
-def test_a_param_that_atb_refuses_names_the_node(tmp_path: Path, emulation: Path) -> None:
-    case = linear_add()
-    graph = case.program.phases[0].runs[0].graph
-    wrong = replace(graph.nodes[1], fields=())
-    changed = replace(graph, nodes=(graph.nodes[0], wrong))
-    phase = replace(case.program.phases[0], runs=(
-        replace(case.program.phases[0].runs[0], graph=changed),))
-    case = replace(case, program=replace(case.program, phases=(phase,)))
-    loaded = Loaded(Library(str(build(case, tmp_path, emulation))), given=2, params=1)
-    x = torch.zeros(2, 3, 32).half()
-    with pytest.raises(RuntimeError) as caught:
-        loaded.step((2, 3), [x, x], [torch.zeros(32, 32).half()], torch.empty_like(x))
-    assert str(caught.value).startswith(
-        "Small: Small_prefill: node 1, Elewise (llama_layer.py:8) of product: f16[rows, 32], "
-        "z: f16[rows, 32] cannot be made: ATB error ")
-
-
-def test_weights_in_tiles_are_packed(tmp_path: Path, emulation: Path) -> None:
-    case = linear_add()
-    shape = (1, 3, 32, 16)
-    tiled = Tensor("w", "f16", shape, "nz")
-    ports = tuple(tiled if t.name == "w" else t for t in case.program.ports)
-    case = replace(case, program=replace(case.program, ports=ports))
-    library = Library(str(build(case, tmp_path, emulation)))
-    w = torch.arange(32 * 48).view(32, 48).half()
-    packed = torch.empty(shape, dtype=torch.float16)
-    assert library.packed_bytes(0) == packed.nbytes
-    library.pack(0, w.data_ptr(), packed.data_ptr())
-    assert torch.equal(packed[0].transpose(0, 1).reshape(32, 48), w)
-
-

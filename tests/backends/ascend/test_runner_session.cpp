@@ -1,4 +1,5 @@
-// A library whose one graph is a pretended operation that counts what is asked of it.
+// A library whose one graph is a pretended operation that counts what is asked of it, and graphs
+// that ATB refuses.
 #include "exports.hpp"
 
 namespace {
@@ -45,22 +46,41 @@ atb::Status CreateCounting(atb::Operation** operation, gdsl::GraphNotes* notes) 
   return atb::NO_ERROR;
 }
 
-enum Tensor : uint32_t { X, POSITIONS, OUT, CONTEXTS, KEPT };
+enum Tensor : uint32_t { X, POSITIONS, TILED, PLAIN, OUT, CONTEXTS, KEPT };
 
 gdsl::Sizes SizesFor(const int64_t* dims) {
   return {{{"x", ACL_FLOAT, ACL_FORMAT_ND, {dims[0], 4}},
            {"positions", ACL_INT32, ACL_FORMAT_ND, {dims[0]}},
+           {"tiled", ACL_FLOAT16, ACL_FORMAT_FRACTAL_NZ, {1, 3, 32, 16}},
+           {"plain", ACL_FLOAT16, ACL_FORMAT_ND, {32, 32}},
            {"output0", ACL_FLOAT, ACL_FORMAT_ND, {dims[0], 4}},
            {"contexts", ACL_INT32, ACL_FORMAT_ND, {dims[0]}},
            {"kept", ACL_FLOAT, ACL_FORMAT_ND, {dims[0], 4}}},
           1, dims[0]};
 }
 
+// x w^T + z. A sum needs its kind, and w has to be as wide as x.
+atb::Status CreateSum(bool kind, atb::Operation** operation, gdsl::GraphNotes* notes) {
+  gdsl::GraphBuilder graph("Sum", {"x: f16[rows, 32]", "w: f16[32, 32]", "z: f16[rows, 32]",
+                                   "y: f16[rows, 32]", "product: f16[rows, 32]"}, 3, 1);
+  atb::infer::LinearParam linear{};
+  linear.hasBias = false;
+  graph.Add("Linear", "sum.py:7", linear, {gdsl::View(0, {gdsl::REST, 32}), 1}, {4});
+  atb::infer::ElewiseParam sum{};
+  if (kind) sum.elewiseType = atb::infer::ElewiseParam::ELEWISE_ADD;
+  graph.Add("Elewise", "sum.py:8 <- Rule", sum, {4, 2}, {3});
+  return graph.Create(operation, notes);
+}
+
+atb::TensorDesc Half(int64_t rows, int64_t columns) {
+  return gdsl::DescOf({"", ACL_FLOAT16, ACL_FORMAT_ND, {rows, columns}});
+}
+
 }  // namespace
 
 const gdsl::Program& gdsl::TheProgram() {
   static const gdsl::Program program = {
-      "Counted", SizesFor, 1, 3, 0, 0, {POSITIONS},
+      "Counted", SizesFor, 1, 5, TILED, 2, {POSITIONS},
       {{gdsl::Kind::contexts, CONTEXTS, {POSITIONS}, 0, 0, 0}},
       KEPT, {0}, {{"Counting", CreateCounting, 2, {1}}},
       {{"decode", {0}, {{0, {X, CONTEXTS, KEPT}}, {0, {KEPT, CONTEXTS, OUT}}}}}};
@@ -70,6 +90,18 @@ const gdsl::Program& gdsl::TheProgram() {
 extern "C" {
 extern const char gdsl_manifest_text[];
 const char gdsl_manifest_text[] = "{}";
+
+// What is said of a sum of these rows and columns, of a w with columns of its own.
+const char* refusal(int kind, int64_t rows, int64_t columns, int64_t w_columns) {
+  atb::Operation* operation = nullptr;
+  gdsl::GraphNotes notes;
+  if (CreateSum(kind != 0, &operation, &notes) == atb::NO_ERROR) {
+    gdsl::LastError() = gdsl::Culprit(
+        notes, {Half(rows, columns), Half(32, w_columns), Half(rows, 32)});
+    atb::DestroyOperation(operation);
+  }
+  return gdsl::LastError().c_str();
+}
 
 Counts* counted() { return &counts; }
 void* new_stream() {

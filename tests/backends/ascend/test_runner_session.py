@@ -42,7 +42,7 @@ class Session:
     def plan(self, rows: int) -> Any:
         if rows not in self.plans:
             plan = ctypes.c_void_p()
-            nothing = (ctypes.c_void_p * 3)()
+            nothing = (ctypes.c_void_p * 5)()
             dims = (ctypes.c_int64 * 1)(rows)
             assert self.library.gdsl_plan_create(nothing, dims, 1, None, ctypes.byref(plan)) == 0
             self.plans[rows] = plan
@@ -51,7 +51,7 @@ class Session:
     def step(self, x: np.ndarray, positions: list[int], stream: int | None = None) -> np.ndarray:
         plan, out = self.plan(len(x)), np.zeros_like(x)
         given = np.array(positions, np.int32)
-        for i, tensor in enumerate((x, given, out)):
+        for i, tensor in ((0, x), (1, given), (4, out)):
             self.library.gdsl_plan_rebind(plan, i, ctypes.c_void_p(tensor.ctypes.data))
         if self.library.gdsl_step(plan, ctypes.c_void_p(stream)):
             raise RuntimeError(self.library.gdsl_last_error().decode())
@@ -77,7 +77,8 @@ def counting(tmp_path_factory: pytest.TempPathFactory, emulation: Path) -> ctype
     library = ctypes.CDLL(str(path))
     library.counted.restype = ctypes.POINTER(Counts)
     library.new_stream.restype = ctypes.c_void_p
-    library.gdsl_last_error.restype = ctypes.c_char_p
+    library.gdsl_last_error.restype = library.refusal.restype = ctypes.c_char_p
+    library.gdsl_packed_bytes.restype = ctypes.c_int64
     return library
 
 
@@ -165,3 +166,47 @@ def test_operations_end_with_the_last_plan(session: Session) -> None:
 def test_the_abi_is_that_of_the_header(counting: ctypes.CDLL) -> None:
     header = (Path(graphdsl.runtime.__file__).parent / "abi.h").read_text()
     assert f"#define GDSL_ABI_VERSION {counting.gdsl_abi_version()}\n" in header
+
+
+def refusal(library: ctypes.CDLL, *, kind: bool = True, columns: int = 32,
+            w_columns: int = 32) -> str:
+    """What is said of x w^T + z of 6 rows."""
+    sizes = (ctypes.c_int64(size) for size in (6, columns, w_columns))
+    text: str = library.refusal(int(kind), *sizes).decode()
+    return text
+
+
+def test_a_node_that_atb_does_not_make_is_named(counting: ctypes.CDLL) -> None:
+    assert refusal(counting, kind=False).startswith(
+        "Sum: node 1, Elewise (sum.py:8 <- Rule) of product: f16[rows, 32], z: f16[rows, 32] "
+        "cannot be made: ATB error ")
+
+
+def test_a_node_that_refuses_its_shapes_is_named(counting: ctypes.CDLL) -> None:
+    assert refusal(counting) == ""
+    assert refusal(counting, w_columns=48).startswith(
+        "Sum: node 0, Linear (sum.py:7) refuses x f16[6, 32], w f16[32, 48]: ATB error ")
+
+
+def test_what_a_view_shows_is_in_the_message(counting: ctypes.CDLL) -> None:
+    assert refusal(counting, columns=64).startswith(
+        "Sum: node 1, Elewise (sum.py:8 <- Rule) refuses product f16[12, 32], z f16[6, 32]: ")
+
+
+def test_weights_in_tiles_are_packed(counting: ctypes.CDLL) -> None:
+    w = np.arange(32 * 48, dtype=np.uint16).reshape(32, 48)
+    packed = np.zeros((3, 32, 16), np.uint16)
+    assert counting.gdsl_packed_bytes(0) == packed.nbytes
+    assert counting.gdsl_pack(0, ctypes.c_void_p(w.ctypes.data),
+                              ctypes.c_void_p(packed.ctypes.data)) == 0
+    np.testing.assert_array_equal(packed.transpose(1, 0, 2).reshape(32, 48), w)
+
+
+@pytest.mark.parametrize(("param", "size", "message"), [
+    (1, 0, "Counted: param plain is read as it is"), (2, -1, "Counted: no such param: 2"),
+    (-1, -1, "Counted: no such param: -1")])
+def test_what_is_not_packed_says_so(counting: ctypes.CDLL, param: int, size: int,
+                                    message: str) -> None:
+    assert counting.gdsl_packed_bytes(param) == size
+    assert counting.gdsl_pack(param, None, None) == 1
+    assert counting.gdsl_last_error().decode() == message

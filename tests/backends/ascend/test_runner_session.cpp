@@ -5,7 +5,7 @@
 namespace {
 
 struct Counts {
-  int32_t setups, executes, fail_at_execute;
+  int32_t setups, executes, fail_at_setup, fail_at_execute;
   uint64_t workspace;
   void* stream;
   void* memory;
@@ -24,6 +24,7 @@ class Counting : public atb::Operation {
   atb::Status Setup(const atb::VariantPack& pack, uint64_t& bytes, atb::Context*) override {
     ++counts.setups;
     bytes = counts.workspace;
+    if (counts.fail_at_setup == counts.setups) return atb::ERROR_INVALID_TENSOR_DIM;
     return pack.inTensors[1].hostData ? atb::NO_ERROR : atb::ERROR_INVALID_TENSOR_ADDR;
   }
   atb::Status Execute(const atb::VariantPack& pack, uint8_t* workspace, uint64_t bytes,

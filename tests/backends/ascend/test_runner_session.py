@@ -23,8 +23,9 @@ pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 
 class Counts(ctypes.Structure):
     _fields_ = (("setups", ctypes.c_int32), ("executes", ctypes.c_int32),
-                ("fail_at_execute", ctypes.c_int32), ("workspace", ctypes.c_uint64),
-                ("stream", ctypes.c_void_p), ("memory", ctypes.c_void_p))
+                ("fail_at_setup", ctypes.c_int32), ("fail_at_execute", ctypes.c_int32),
+                ("workspace", ctypes.c_uint64), ("stream", ctypes.c_void_p),
+                ("memory", ctypes.c_void_p))
 
 
 @dataclass
@@ -127,6 +128,16 @@ def test_what_failed_is_set_up_again(session: Session) -> None:
         session.step(ones(1), [3])
     session.step(ones(1), [3])
     assert session.counts.setups == 2
+
+
+def test_a_graph_that_is_not_set_up_says_what_it_was_given(session: Session) -> None:
+    session.counts.fail_at_setup = 1
+    with pytest.raises(RuntimeError, match=r"Counted: Counting refuses x f32\[1, 4\], contexts "
+                                           r"i32\[1\], y f32\[1, 4\]: ATB error 8 "
+                                           r"ERROR_INVALID_TENSOR_DIM"):
+        session.step(ones(1), [3])
+    session.step(ones(1), [3])
+    assert (session.counts.setups, session.counts.executes) == (2, 2)
 
 
 def test_plans_share_one_workspace_that_grows(session: Session) -> None:

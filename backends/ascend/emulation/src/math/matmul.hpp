@@ -1,5 +1,5 @@
-// x times a weight, in floats. Few rows of x read the weight as it lies, as fast as memory gives it;
-// many rows share panels of 16 of its columns, widened once.
+// x times a weight, in floats. A few rows of x read the weight as it lies, as fast as memory gives
+// it; many rows share panels of 16 of its columns, widened once.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -15,7 +15,7 @@ template <class T> struct MatmulArgs {
   int64_t rows, columns, depth;
 };
 
-constexpr int64_t few_rows = 4;
+constexpr int64_t few_rows = 16;
 constexpr int tile_rows = 6;
 constexpr int64_t panel_depth = 1024;
 
@@ -46,14 +46,18 @@ void dots(const MatmulArgs<T>& a, int64_t column, float (&sums)[R][C]) {
     }
 }
 
-template <int R, class T, class Finish> void matmul_few(const MatmulArgs<T>& a, Finish finish) {
+// Rows [first, first + R) of x.
+template <int R, class T, class Finish>
+void matmul_few(const MatmulArgs<T>& all, int64_t first, Finish finish) {
+  MatmulArgs<T> a = all;
+  a.x += first * a.depth;
   constexpr int C = R <= 2 ? 4 : 2;
 #pragma omp parallel for if (a.columns * a.depth > 100000)
   for (int64_t column = 0; column < a.columns; column += C) {
     float sums[R][C];
     dots(a, column, sums);
     for (int r = 0; r < R; ++r)
-      finish(r, column, sums[r], std::min<int64_t>(C, a.columns - column));
+      finish(first + r, column, sums[r], std::min<int64_t>(C, a.columns - column));
   }
 }
 
@@ -136,10 +140,11 @@ template <class T, class Finish> void matmul_many(const MatmulArgs<T>& a, Finish
 // finish(row, column, float* sums, count) gets every part of the result once, from any thread.
 template <class T, class Finish> void matmul(const MatmulArgs<T>& a, Finish finish) {
   if (!a.transposed || a.rows > few_rows) return matmul_many(a, finish);
-  if (a.rows == 1) return matmul_few<1>(a, finish);
-  if (a.rows == 2) return matmul_few<2>(a, finish);
-  if (a.rows == 3) return matmul_few<3>(a, finish);
-  matmul_few<4>(a, finish);
+  int64_t first = 0;
+  for (; first + 4 <= a.rows; first += 4) matmul_few<4>(a, first, finish);
+  if (a.rows - first == 3) return matmul_few<3>(a, first, finish);
+  if (a.rows - first == 2) return matmul_few<2>(a, first, finish);
+  if (a.rows - first == 1) matmul_few<1>(a, first, finish);
 }
 
 }  // namespace emulation

@@ -26,7 +26,8 @@ inline uint32_t bits_of_float(float f) {
 
 inline float widen_half(uint16_t h) {
   const uint32_t sign = uint32_t(h & 0x8000u) << 16, exponent = (h >> 10) & 31u, rest = h & 0x3ffu;
-  if (exponent == 31) return float_of_bits(sign | 0x7f800000u | (rest << 13) | (rest ? 1u << 22 : 0));
+  const uint32_t quiet = rest != 0 ? 1u << 22 : 0;
+  if (exponent == 31) return float_of_bits(sign | 0x7f800000u | (rest << 13) | quiet);
   if (exponent == 0) return (sign ? -1.f : 1.f) * float(rest) * 0x1p-24f;
   return float_of_bits(sign | ((exponent + 112) << 23) | (rest << 13));
 }
@@ -121,7 +122,14 @@ inline float dot(const float* a, const float* b, int64_t n) {
   return sum;
 }
 inline void add_scaled(float scale, const float* x, float* y, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) y[i] += scale * x[i];
+  int64_t i = 0;
+  for (v8 from, to; i + 8 <= n; i += 8) {
+    load8(x + i, from);
+    load8(y + i, to);
+    to += scale * from;
+    store8(y + i, to);
+  }
+  for (; i < n; ++i) y[i] += scale * x[i];
 }
 
 }  // namespace emulation

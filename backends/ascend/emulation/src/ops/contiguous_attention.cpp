@@ -180,7 +180,8 @@ class ContiguousAttention : public SingleOperation {
       for (size_t s = 0; s < spans.size(); ++s)
         for (int64_t i = 0; i < spans[s].queries; ++i)
           write_row(rows + (spans[s].first + i) * cache.hidden,
-                    cache.at(to, layer * cache.sequences + int64_t(s)), spans[s].keys - spans[s].queries + i);
+                    cache.at(to, layer * cache.sequences + int64_t(s)),
+                    spans[s].keys - spans[s].queries + i);
     }
   }
 

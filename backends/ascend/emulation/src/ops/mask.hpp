@@ -32,7 +32,8 @@ class Mask {
     if (nz_ && (n != 4 || last(desc_) != 16))
       return Bad("[1 or sequences, columns / 16, rows, 16] for NZ");
     if (!nz_ && (n < 2 || n > 4))
-      return Bad("[rows, columns], [sequences, rows, columns] or [sequences, heads, rows, columns]");
+      return Bad("[rows, columns], [sequences, rows, columns] or "
+                 "[sequences, heads, rows, columns]");
     if (n > 2 && dim(desc_, 0) != wanted.sequences && !(nz_ && dim(desc_, 0) == 1))
       return Bad(to_string(wanted.sequences) + " sequences");
     if (!nz_ && n == 4 && dim(desc_, 1) != wanted.heads)

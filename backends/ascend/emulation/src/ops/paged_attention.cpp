@@ -29,8 +29,8 @@ class PagedAttention : public SingleOperation {
     if (param.headNum <= 0)
       return bad_param("headNum is " + to_string(param.headNum) + ", wanted more than 0");
     if (param.kvHeadNum < 0 || (param.kvHeadNum > 0 && param.headNum % param.kvHeadNum != 0))
-      return bad_param("headNum is " + to_string(param.headNum) + ", wanted a multiple of kvHeadNum " +
-                       to_string(param.kvHeadNum));
+      return bad_param("headNum is " + to_string(param.headNum) +
+                       ", wanted a multiple of kvHeadNum " + to_string(param.kvHeadNum));
     if (param.maskType != Param::UNDEFINED)
       return bad_param("maskType is " + to_string(int(param.maskType)) +
                        ", wanted UNDEFINED: a query sees the contextLens keys that it has");
@@ -70,7 +70,8 @@ class PagedAttention : public SingleOperation {
     for (size_t i = 0; i < contexts.size(); ++i)
       if (contexts[i] < 1 || contexts[i] > most)
         return bad_param("contextLens[" + to_string(i) + "] is " + to_string(contexts[i]) +
-                         ", wanted 1 to " + to_string(most) + ", the slots of a row of blockTables");
+                         ", wanted 1 to " + to_string(most) +
+                         ", the slots of a row of blockTables");
     return atb::NO_ERROR;
   }
 
@@ -92,7 +93,8 @@ class PagedAttention : public SingleOperation {
       return bad_dim("valueCache", in[VALUES], "the blocks of keyCache " + text(in[KEYS]));
     if (head_dim > 576) return bad_dim("query", in[QUERY], "at most 576 as the dim of heads");
     if (head_dim > 256 && keys.block > 128)
-      return bad_dim("keyCache", in[KEYS], "blocks of at most 128 slots for heads of more than 256");
+      return bad_dim("keyCache", in[KEYS],
+                     "blocks of at most 128 slots for heads of more than 256");
     return atb::NO_ERROR;
   }
 

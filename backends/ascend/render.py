@@ -132,7 +132,7 @@ def _braced(items: Sequence[str], indent: int) -> str:
     lines = [""]
     for i, item in enumerate(items):
         text = item + ("," if i < len(items) - 1 else "")
-        if lines[-1] and indent + len(lines[-1]) + len(text) + 3 > COLUMNS:
+        if lines[-1] and indent + len(lines[-1]) + len(text) + 5 > COLUMNS:
             lines.append("")
         lines[-1] += f" {text}" if lines[-1] else text
     return "{" + ("\n" + " " * (indent + 1)).join(lines) + "}"

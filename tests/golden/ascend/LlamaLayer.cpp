@@ -100,8 +100,8 @@ const gdsl::Program& gdsl::TheProgram() {
                {HOST_ROWS_OF_ANGLES, PARAM_ANGLES_COS, PARAM_ANGLES_SIN, KEPT_COS, KEPT_SIN}},
               {RUN_LLAMALAYER_PREFILL,
                {IN_X, KEPT_COS, KEPT_SIN, HOST_SLOTS, HOST_LENGTHS, HOST_TRIANGLE, STATE_KV_K,
-                STATE_KV_V, PARAM_ATTN_NORM, PARAM_WQKV, PARAM_WO, PARAM_FFN_NORM, PARAM_W_GATE_UP,
-                PARAM_W_DOWN, OUT_OUTPUT0}},
+                STATE_KV_V, PARAM_ATTN_NORM, PARAM_WQKV, PARAM_WO, PARAM_FFN_NORM,
+                PARAM_W_GATE_UP, PARAM_W_DOWN, OUT_OUTPUT0}},
           }},
           {"decode", {0, 1, 2, 4, 5}, {
               {RUN_LLAMALAYER_BEGIN,

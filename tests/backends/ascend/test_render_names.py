@@ -7,13 +7,17 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from functools import cache
+from itertools import product
 from pathlib import Path
 
 import pytest
+from lowercase import GLM, GPT2, LLAMA, program
 from rendercase import Llama, flowing_zoo, linear_add
 
 from graphdsl.backends.ascend import render as rendering
 from graphdsl.backends.ascend.render import render, render_graph, runner_headers
+from graphdsl.models import glm, gpt2, llama
 
 
 def words(text: str) -> frozenset[str]:
@@ -80,11 +84,21 @@ ENUMERATORS = {
 }
 
 
-def sources() -> Iterator[tuple[str, str]]:
-    """Everything that is rendered, with no comments and no strings in it."""
+@cache
+def sources() -> tuple[tuple[str, str], ...]:
+    """Everything that is rendered: for programs written by hand, and for lowered layers."""
+    return tuple(_sources())
+
+
+def _sources() -> Iterator[tuple[str, str]]:
     for case in (Llama().case(), Llama("bf16").case(), linear_add()):
         yield from render(case.program, case.ports, case.dims).items()
     yield "src/Zoo.cpp", render_graph(flowing_zoo())
+    layers = (llama.LlamaLayer(LLAMA), glm.GlmLayer(GLM), gpt2.GPT2Layer(GPT2))
+    for layer, soc, policy in product(layers, ("910b", "310p"), ("paged", "contiguous")):
+        phases = program(layer, soc=soc, policy=policy).phases
+        for graph in dict.fromkeys(g for phase in phases for g in phase.graphs):
+            yield f"{soc}/{policy}/{graph.name}.cpp", render_graph(graph)
 
 
 def code(text: str) -> str:

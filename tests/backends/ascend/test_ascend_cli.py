@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import torch
 
 from graphdsl import GraphError, load
 from graphdsl.backend import find_backend
+from graphdsl.backends.ascend.emulation_build import INCLUDE
 from graphdsl.cli import main
 
 ROOT = Path(__file__).parents[3]
@@ -35,6 +38,29 @@ class Pinned(Layer):
         kv = self.kv.append(k, v, positions)
         return attention(q, kv.k, kv.v, positions)
 '''
+NORM = '''\
+from graphdsl import Layer, Param
+from graphdsl.ops import rms_norm
+
+
+class Norm(Layer):
+    """A norm."""
+
+    signature = "x[batch, tokens, 32] -> y[batch, tokens, 32]"
+
+    def __init__(self):
+        self.weight = Param(32)
+
+    def forward(self, x):
+        return rms_norm(x, self.weight, eps=1e-6)
+'''
+DESTROY = """
+namespace atb {
+class Operation;
+int DestroyOperation(Operation*) { return 0; }
+}
+"""
+FREE = 'extern "C" int aclrtFree(void*) { return 0; }\n'
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -212,3 +238,30 @@ def test_a_compiler_that_fails(command: Command, monkeypatch: pytest.MonkeyPatch
     assert code == 3
     assert error.startswith("error: the emulation of ATB does not compile\n")
     assert "  | failure" in error
+
+
+def test_a_build_against_an_installation(command: Command, monkeypatch: pytest.MonkeyPatch,
+                                         tmp_path: Path) -> None:
+    """The headers are those of the emulation, and the libraries have one function each: what is
+    tested is that both are found, and that nothing of the emulation is linked."""
+    homes = {"ATB_HOME_PATH": ("atb", "lib/libatb.so", DESTROY),
+             "ASCEND_HOME_PATH": ("acl", "lib64/libascendcl.so", FREE)}
+    for name, (headers, library, source) in homes.items():
+        home = tmp_path / name
+        (tmp_path / "one.cpp").write_text(source)
+        shutil.copytree(INCLUDE / headers, home / "include" / headers)
+        (home / library).parent.mkdir()
+        subprocess.run(["g++", "-shared", "-o", str(home / library), str(tmp_path / "one.cpp")],
+                       check=True)
+        monkeypatch.setenv(name, str(home))
+    (tmp_path / "norm.py").write_text(NORM)
+    code, out, error = command("build", str(tmp_path / "norm.py"), "--backend", "ascend")
+    assert (code, error) == (0, ""), out
+    library = (emitted(out) / "library.so").read_bytes()
+    assert b"libatb.so" in library
+    assert b"libascendcl.so" in library
+    assert b"atb_emulation" not in library
+    assert json.loads((emitted(out) / "manifest.json").read_text())["emulation"] is False
+    monkeypatch.setenv("LD_LIBRARY_PATH", "")
+    with pytest.raises(GraphError, match=r"does not load: libatb\.so: cannot open shared object"):
+        load(emitted(out))

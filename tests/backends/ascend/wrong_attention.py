@@ -1,0 +1,118 @@
+"""Wrong attention, and wrong writes to caches."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from wrong_graphs import Wrong, X, append, as_bf16, as_f32, contiguous, encoder, kv_cache, paged, t
+
+from graphdsl.backends.ascend.atb import BLOCKS, QUERIES, ROWS, SEQUENCES, SLOTS, Enum
+
+X32, XB = as_f32(X), as_bf16(X)
+Q3, K3, V3 = t("q", ROWS, 4, 16), t("k", ROWS, 2, 16), t("v", ROWS, 2, 16)
+NZ_CACHE = t("kv_k", BLOCKS, 2, 16, 16, format="nz")
+NZ_ROWS = t("kv_k", 1, SEQUENCES, 2, SLOTS, 16, format="nz")
+NZ_MASK = t("mask", 1, 8, 128, 16, format="nz")
+LENGTHS = t("lengths", SEQUENCES, dtype="i32", host=True)
+
+ATTENTION = [
+    Wrong("heads of kv_heads", encoder(kvHeadNum=3), ("SelfAttention PA_ENCODER: kvHeadNum is 3",
+                                                      "divisor of 4")),
+    Wrong("no heads", encoder(headNum=0), ("headNum is 0", "at least 1")),
+    Wrong("triangle without mask", encoder(masked=False, maskType=Enum("MASK_TYPE_UNDEFINED")),
+          ("isTriuMask is 1", "there is no mask")),
+    Wrong("window without sliding mask", encoder(windowSize=128),
+          ("windowSize is 128", "MASK_TYPE_NORM_COMPRESS")),
+    Wrong("sliding mask without window", encoder(maskType=Enum("MASK_TYPE_SLIDING_WINDOW_NORM")),
+          ("windowSize is 0", "more than 0")),
+    Wrong("f16 mask of bf16", encoder(XB, mask=t("mask", 128, 128)),
+          ("(mask)", "'mask' f16[128, 128], wanted bf16")),
+    Wrong("f32 mask", encoder(mask=t("mask", 128, 128, dtype="f32")), ("(mask)", "wanted f16")),
+    Wrong("compressed mask of 64", encoder(mask=t("mask", 64, 64)), ("(mask)", "[128, 128]")),
+    Wrong("compressed mask of 910b", encoder(), ("(mask)", "[1, 8, 128, 16] in NZ"), "310p"),
+    Wrong("mask type without mask", encoder(masked=False), ("4 inputs, wanted 5",)),
+    Wrong("lengths on the device", encoder(lengths=replace(LENGTHS, host=False)),
+          ("(seqLen)", "without host values")),
+    Wrong("lengths of f16", encoder(lengths=replace(LENGTHS, dtype="f16")),
+          ("(seqLen)", "f16[sequences], wanted i32")),
+    Wrong("encoder of f32", encoder(X32), ("'x' f32", "f16 or bf16")),
+    Wrong("encoder that bypasses", encoder(kvcacheCfg=Enum("K_BYPASS_V_BYPASS")),
+          ("kvcacheCfg is K_BYPASS_V_BYPASS", "no cache")),
+    Wrong("k of 3 axes", encoder(k=K3, v=V3), ("(k)", "2 axes, as q has")),
+    Wrong("k of other heads", encoder(k=t("k", ROWS, 64)), ("(k)", "2 heads of 16")),
+    Wrong("q of other heads", encoder(t("q", ROWS, 62)), ("(q)", "4, its heads, divides")),
+    Wrong("out of kv heads", encoder(out=t("out", ROWS, 32)), ("output 0", "[rows, 64]")),
+    Wrong("compressed mask of a cache", contiguous(maskType=Enum("MASK_TYPE_NORM_COMPRESS")),
+          ("SelfAttention FA: maskType is MASK_TYPE_NORM_COMPRESS", "PA_ENCODER")),
+    Wrong("alibi mask of a cache", contiguous(maskType=Enum("MASK_TYPE_ALIBI_COMPRESS")),
+          ("maskType is MASK_TYPE_ALIBI_COMPRESS",)),
+    Wrong("prefix encoder", encoder(calcType=Enum("PREFIX_ENCODER")), ("PREFIX_ENCODER",)),
+    Wrong("offsets on the device", contiguous(offsets=replace(LENGTHS, name="o", host=False)),
+          ("(tokenOffset)", "without host values")),
+    Wrong("offsets of other sequences", contiguous(offsets=t("o", 3, dtype="i32", host=True)),
+          ("(tokenOffset)", "[sequences]")),
+    Wrong("hidden of 8", contiguous(t("q", ROWS, 8), t("k", ROWS, 4),
+                                    t("kv_k", 1, SEQUENCES, SLOTS, 4)),
+          ("(q)", "multiple of 16")),
+    Wrong("mask of other sequences", contiguous(mask=t("mask", 3, 2, SLOTS)),
+          ("(mask)", "sequences in axis 0")),
+    Wrong("mask in NZ that has no tiles",
+          contiguous(mask=t("mask", SEQUENCES, 2, SLOTS, format="nz")),
+          ("(mask)", "f16[sequences, 2, slots] in NZ", "4 axes")),
+    Wrong("cache without layers", contiguous(cache=t("kv_k", SEQUENCES, SLOTS, 32)),
+          ("(cacheV)", "4 axes")),
+    Wrong("cache of other heads", contiguous(cache=t("kv_k", 1, SEQUENCES, SLOTS, 64)),
+          ("(cacheK)", "32")),
+    Wrong("cache of f32", contiguous(cache=t("kv_k", 1, SEQUENCES, SLOTS, 32, dtype="f32")),
+          ("(cacheK)", "wanted f16")),
+    Wrong("nd cache on 310p", contiguous(), ("(cacheK)", "the format NZ"), "310p"),
+    Wrong("contiguous bf16 on 310p", contiguous(XB, cache=as_bf16(NZ_ROWS)),
+          ("310p has no bf16",), "310p"),
+]
+
+PAGED = [
+    Wrong("paged of 2 axes", paged(t("q", ROWS, 64), t("kv_k", BLOCKS, 16, 2, 16)),
+          ("PagedAttention", "'q' f16[rows, 64]", "3 axes")),
+    Wrong("paged of wide heads", paged(t("q", ROWS, 4, 592)), ("head_dim of at most 576",)),
+    Wrong("paged of wide heads in large blocks",
+          paged(t("q", ROWS, 4, 288), t("kv_k", BLOCKS, 256, 2, 288)),
+          ("(kCache)", "at most 128 slots", "288 is more than 256")),
+    Wrong("paged of heads", paged(kvHeadNum=3), ("kvHeadNum is 3",)),
+    Wrong("paged of other heads", paged(t("q", ROWS, 8, 16)), ("4 heads",)),
+    Wrong("paged over other heads", paged(cache=t("kv_k", BLOCKS, 16, 4, 16)),
+          ("(kCache)", "[blocks, block, 2, 16]")),
+    Wrong("contexts on the device", paged(contexts=t("c", QUERIES, dtype="i32")),
+          ("(contextLens)", "without host values")),
+    Wrong("contexts of sequences", paged(contexts=t("c", 3, dtype="i32", host=True)),
+          ("(contextLens)", "a row for each of rows")),
+    Wrong("block table of one axis", paged(table=t("b", QUERIES, dtype="i32")),
+          ("(blockTables)", "2 axes")),
+    Wrong("block table of f16", paged(table=t("b", QUERIES, 2)), ("(blockTables)", "wanted i32")),
+    Wrong("paged of f32", paged(t("q", ROWS, 4, 16, dtype="f32")), ("'q' f32", "f16 or bf16")),
+    Wrong("paged with a mask type", paged(maskType=Enum("MASK_TYPE_NORM")),
+          ("5 inputs, wanted 6", "mask")),
+    Wrong("paged nd on 310p", paged(), ("(kCache)", "format NZ"), "310p"),
+    Wrong("paged nz on 910b", paged(cache=NZ_CACHE), ("(kCache)", "format ND")),
+    Wrong("append elsewhere", append(outputs=[t("new_k", BLOCKS, 16, 2, 16),
+                                              t("new_v", BLOCKS, 16, 2, 16)]),
+          ("output kCache is 'new_k'", "'kv_k'", "in place")),
+    Wrong("append of rows", append(t("k", ROWS, 32)), ("(k)", "'k' f16[rows, 32]", "3 axes")),
+    Wrong("append of other heads", append(cache=t("kv_k", BLOCKS, 16, 4, 16)),
+          ("(kCache)", "[blocks, block, 2, 16]")),
+    Wrong("append of f16 slots", append(slots=t("slots", ROWS)), ("(slots)", "wanted i32")),
+    Wrong("append of too few slots", append(slots=t("slots", 3, dtype="i32")),
+          ("(slots)", "a slot for each row of k")),
+    Wrong("append of bf16 to f16", append(cache=t("kv_k", BLOCKS, 16, 2, 16, dtype="bf16")),
+          ("ReshapeAndCache", "f16", "bf16")),
+    Wrong("append of f32", append(t("k", ROWS, 2, 16, dtype="f32")), ("f32", "f16 or bf16")),
+    Wrong("append nd on 310p", append(), ("(kCache)", "format NZ"), "310p"),
+    Wrong("append nz on 910b", append(cache=NZ_CACHE), ("(kCache)", "format ND")),
+    Wrong("blocks of half a tile", append(cache=t("kv_k", BLOCKS, 2, 8, 16, format="nz")),
+          ("'kv_k' f16[blocks, 2, 8, 16] in NZ", "multiple of 16 before it"), "310p"),
+    Wrong("append of odd width", append(t("k", ROWS, 1, 24), cache=t("kv_k", BLOCKS, 1, 16, 16,
+                                                                     format="nz")),
+          ("(k)", "multiple of 16"), "310p"),
+    Wrong("kv_cache of bf16", kv_cache(t("new", ROWS, 32, dtype="bf16")), ("KvCache", "bf16")),
+    Wrong("kv_cache of another width", kv_cache(past=t("past", 1, SEQUENCES, SLOTS, 64)),
+          ("(past)", "a width of 32")),
+]

@@ -45,6 +45,9 @@ def test_wheel_holds_what_is_read_at_run_time(wheel: Path) -> None:
     for folder, pattern in (("kernels", "*.hpp"), ("templates", "*.j2")):
         for path in (ROOT / "backends" / "cpu" / folder).glob(pattern):
             assert f"graphdsl/backends/cpu/{folder}/{path.name}" in names
+    for pattern in ("templates/*.j2", "runner/*", "emulation/**/*.h", "emulation/**/*.?pp"):
+        for path in (ROOT / "backends" / "ascend").glob(pattern):
+            assert f"graphdsl/{path.relative_to(ROOT)}" in names
     for path in (p for top in ("graphdsl", "backends") for p in (ROOT / top).rglob("*.py")):
         place = path.relative_to(ROOT)
         assert str(place if place.parts[0] == "graphdsl" else "graphdsl" / place) in names

@@ -62,7 +62,7 @@ def test_greedy(pair: Pair, padded: dict[str, Any]) -> None:
     assert pair.replaced.copied_bytes == {}
 
 
-@pytest.mark.fuzz
+@pytest.mark.full
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("mode", [
     {}, STATIC, {"num_beams": 3}, {"do_sample": True}, {"prompt_lookup_num_tokens": 3}],

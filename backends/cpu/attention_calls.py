@@ -106,3 +106,11 @@ def _mask_members(mask: Ref, slots: Size) -> list[tuple[str, object]]:
     return [("mask", address(mask)),
             ("mask_kind", {"bool": 1, "f32": 2}.get(mask.dtype, 3)), ("mask_keys", keys),
             *((f"mask_stride[{i}]", s) for i, s in enumerate(strides))]
+
+
+def heads_together(keys: Value) -> Size:
+    """As many heads of keys [batch, slots, kv_heads, dim] as the kernel may read at once: all where
+    their rows of a slot can lie side by side, else one."""
+    layout = keys.type.layout
+    apart = layout is not None and layout.order == "bnsd" and layout.policy != "paged"
+    return 1 if apart else keys.shape[2]

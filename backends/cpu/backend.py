@@ -26,7 +26,7 @@ from graphdsl.placement import report
 from graphdsl.plan import Plan
 from graphdsl.views import Ref
 
-from .attention_calls import attention_of
+from .attention_calls import attention_of, heads_together
 from .calls import (
     KERNELS,
     Prologue,
@@ -176,8 +176,8 @@ class CPU:
             own = [inputs[leaves.index(v)] for v in attention.inputs]
             return self.scratch(attention, own, outputs)
         if node.name == "attention":
-            q, k, v = inputs[:3]
-            sizes = (*q.shape[:3], k.shape[2], k.shape[1], q.shape[3], v.shape[3])
+            q, k, v = (ref.shape for ref in inputs[:3])
+            sizes = (*q[1:3], k[2], q[3], v[3], heads_together(node.inputs[1]))
             return f"attention_scratch({', '.join(str(Poly.of(size)) for size in sizes)}, threads)"
         if node.name == "matmul_epilogue" or (node.name == "matmul_nt"
                                               and node.inputs[1].is_param):

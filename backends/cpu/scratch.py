@@ -65,14 +65,14 @@ class Scratch:
                 "matmul_scratch": matmul_scratch, "expert_scratch": expert_scratch,
                 "attention_scratch": self.attention}
 
-    def attention(self, batch: int, tokens: int, heads: int, kv_heads: int, slots: int, dim: int,
-                  value_dim: int, threads: int) -> int:
+    def attention(self, tokens: int, heads: int, kv_heads: int, dim: int, value_dim: int,
+                  together: int, threads: int) -> int:
         group = heads // kv_heads
         rows = tokens * group
         if rows <= FEW_QUERIES:
             q, v = padded(dim), padded(value_dim)
-            return threads * 4 * padded(rows * q + rows * TILE_KEYS + self.lanes * q
-                                        + 3 * rows * (v + 16))
+            return threads * 4 * padded(rows * together * q + rows * TILE_KEYS + self.lanes * q
+                                        + 3 * rows * together * (v + 16))
         panel = (4 if self.lanes == 16 else 2) * self.lanes
         v = round_up(value_dim, panel)
         queries = round_up(max(32 * ROWS, group), ROWS)

@@ -152,6 +152,9 @@ class Operator:
         Raises GraphError for numbers that the layer does not take.
         """
         wanted = {"batch": batch, "slots": slots}
+        for name, size in wanted.items():
+            if not isinstance(size, int):
+                raise GraphError(f"{self.name}: {name} is {size!r}, wanted a whole number")
         for dim in self.dims if self.state else ():
             if dim.name in wanted and not dim.lo <= wanted[dim.name] <= dim.hi:
                 raise GraphError(f"{self.name}: {dim.name} is {wanted[dim.name]}, wanted {dim.lo} "

@@ -18,9 +18,9 @@ from graphdsl.hf.replace import replace_layers
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 ALWAYS = (("llama", "sdpa"), ("llama", "eager"), ("gpt2", "sdpa"), ("gemma3", "sdpa"))
-"""Built in every run; the others are fuzz tests."""
+"""Of every run."""
 CASES = [pytest.param(family, attention, id=f"{family}-{attention}",
-                      marks=() if (family, attention) in ALWAYS else pytest.mark.fuzz)
+                      marks=() if (family, attention) in ALWAYS else pytest.mark.full)
          for family in CONFIGS for attention in ("sdpa", "eager")]
 
 
@@ -80,7 +80,7 @@ def test_the_example_of_the_page(options: BuildOptions, monkeypatch: pytest.Monk
 
 
 @torch.no_grad()
-@pytest.mark.fuzz
+@pytest.mark.full
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("family", ["llama", "gemma3", "mixtral"])
 def test_bf16_is_as_near_to_f32_as_transformers_is(family: str, attention: str,

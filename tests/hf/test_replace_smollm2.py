@@ -18,7 +18,9 @@ from graphdsl.hf.replace import replace_layers
 from graphdsl.hf.tokenizer import encode_prompt, load_tokenizer
 
 NEW = 12
-PROMPTS = ("What is gravity?", "Write a sentence about the sea, and one about boats.")
+PROMPTS = ("What is gravity?", "Write a sentence about the sea, and one about boats.",
+           "Name three colours.")
+LONGEST = 1
 
 
 def in_transformers(checkpoint: Checkpoint) -> Any:
@@ -47,7 +49,7 @@ def pair(smollm2: Path, cache: Path) -> Pair:
 
 @pytest.fixture(scope="module")
 def padded(smollm2: Path, cache: Path) -> dict[str, Any]:
-    """Two prompts, the shorter one padded on the left."""
+    """Three prompts, the shorter ones padded on the left."""
     tokenizer = load_tokenizer(smollm2, cache)
     rows = [encode_prompt(tokenizer, text) for text in PROMPTS]
     width = max(map(len, rows))
@@ -56,20 +58,41 @@ def padded(smollm2: Path, cache: Path) -> dict[str, Any]:
                 [[0] * (width - len(row)) + [1] * len(row) for row in rows])}
 
 
+def longest(padded: dict[str, Any]) -> Any:
+    """The prompt without padding."""
+    return padded["input_ids"][LONGEST:LONGEST + 1]
+
+
 def test_greedy(pair: Pair, padded: dict[str, Any]) -> None:
-    wanted, found = pair.generate(input_ids=padded["input_ids"][1:], max_new_tokens=NEW)
+    wanted, found = pair.generate(input_ids=longest(padded), max_new_tokens=NEW)
     assert torch.equal(wanted, found)
     assert pair.replaced.copied_bytes == {}
 
 
-@pytest.mark.fuzz
+@pytest.mark.full
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("mode", [
-    {}, STATIC, {"num_beams": 3}, {"do_sample": True}, {"prompt_lookup_num_tokens": 3}],
-    ids=["greedy", "static", "beams", "sampled", "lookup"])
+    {}, STATIC, {"num_beams": 3}, {"num_beams": 3, **STATIC}, {"do_sample": True},
+    {"prompt_lookup_num_tokens": 3}],
+    ids=["greedy", "static", "beams", "static beams", "sampled", "lookup"])
 def test_modes(pair: Pair, padded: dict[str, Any], attention: str, mode: dict[str, Any]) -> None:
     pair.use(attention)
     one = "prompt_lookup_num_tokens" in mode
-    given = {"input_ids": padded["input_ids"][1:]} if one else padded
+    given = {"input_ids": longest(padded)} if one else padded
     wanted, found = pair.generate(**given, max_new_tokens=NEW, **mode)
     assert torch.equal(wanted, found)
+
+
+@torch.no_grad()
+@pytest.mark.full
+def test_embeddings_and_hidden_states(pair: Pair, padded: dict[str, Any]) -> None:
+    given = pair.theirs.get_input_embeddings()(padded["input_ids"])
+    mask = padded["attention_mask"]
+    wanted, found = pair.generate(inputs_embeds=given, attention_mask=mask, max_new_tokens=NEW)
+    assert torch.equal(wanted, found)
+    states = [model(**padded, output_hidden_states=True).hidden_states
+              for model in (pair.theirs, pair.ours)]
+    assert len(states[0]) == len(states[1]) == 31
+    for theirs, ours in zip(*states, strict=True):
+        difference = (theirs - ours)[mask.bool()].abs().max()
+        assert difference <= 1e-4 * theirs[mask.bool()].abs().max()

@@ -152,6 +152,8 @@ def test_states_that_do_not_fit(block: Operator) -> None:
         block.new_state(1, 0)
     with pytest.raises(GraphError, match="batch is -1, wanted 1 to 4096"):
         block.new_state(-1, 8)
+    with pytest.raises(GraphError, match=r"batch is 2\.0, wanted a whole"):
+        block.new_state(2.0, 8)
 
 
 def test_a_layer_without_state_takes_none(pair: Operator) -> None:

@@ -5,12 +5,12 @@
 
 namespace gd {
 
-inline i64 attention_scratch(i64 batch, i64 tokens, i64 heads, i64 kv_heads, i64 slots, i64 dim,
-                             i64 value_dim, int threads) {
-  (void)batch, (void)slots;
+// `together`: the heads of the cache that heads_together gives, or more.
+inline i64 attention_scratch(i64 tokens, i64 heads, i64 kv_heads, i64 dim, i64 value_dim,
+                             i64 together, int threads) {
   const i64 group = heads / kv_heads, rows = tokens * group;
   if (rows <= attending::few_queries)
-    return threads * attending::FewScratch::floats(rows, dim, value_dim) * 4;
+    return threads * attending::FewScratch::floats(rows, together, dim, value_dim) * 4;
   return threads * attending::ManyScratch::floats(group, dim, value_dim) * 4;
 }
 

@@ -164,24 +164,30 @@ GD_NOINLINE void add_tile(float* weights, i64 rows, const Coming<E, Then>& v, fl
 }
 
 // Where a thread keeps what it is working on, and the two stretches that it may share with others.
+// There are `rows` queries for each of the `together` heads of the cache that are read at once.
 struct FewScratch {
-  i64 q_stride, sums_stride, rows;
+  i64 q_stride, sums_stride, rows, together;
   float *q, *scores, *unpacked, *work, *shared;
 
-  static i64 floats(i64 rows, i64 dim, i64 value_dim) {
-    const i64 q = round_up(dim, 16), v = round_up(value_dim, 16);
-    return round_up(rows * q + rows * tile_keys + W * q + 3 * rows * (v + 16), 16);
+  static i64 floats(i64 rows, i64 together, i64 dim, i64 value_dim) {
+    const i64 q = round_up(dim, 16), v = round_up(value_dim, 16), all = rows * together;
+    return round_up(all * q + rows * tile_keys + W * q + 3 * all * (v + 16), 16);
   }
-  FewScratch(char* base, int thread, i64 rows_, i64 dim, i64 value_dim)
-      : q_stride(round_up(dim, 16)), sums_stride(round_up(value_dim, 16) + 16), rows(rows_) {
-    q = reinterpret_cast<float*>(base) + thread * floats(rows, dim, value_dim);
-    scores = q + rows * q_stride;
+  FewScratch(char* base, int thread, i64 rows_, i64 together_, i64 dim, i64 value_dim)
+      : q_stride(round_up(dim, 16)),
+        sums_stride(round_up(value_dim, 16) + 16),
+        rows(rows_),
+        together(together_) {
+    q = reinterpret_cast<float*>(base) + thread * floats(rows, together, dim, value_dim);
+    scores = q + rows * together * q_stride;
     unpacked = scores + rows * tile_keys;
     work = unpacked + W * q_stride;
-    shared = work + rows * sums_stride;
+    shared = work + rows * together * sums_stride;
   }
   // A row of sums: the running softmax in its first 16 floats, then the values.
-  float* partial(int which) const { return which < 0 ? work : shared + which * rows * sums_stride; }
+  float* partial(int which) const {
+    return which < 0 ? work : shared + which * rows * together * sums_stride;
+  }
 };
 GD_INLINE Running get_running(const float* row) { return {row[0], row[1]}; }
 GD_INLINE void set_running(float* row, Running run) {
@@ -189,15 +195,19 @@ GD_INLINE void set_running(float* row, Running run) {
   row[1] = run.total;
 }
 
-// One tile of keys, [key, key + keys), for all queries of a group; keys from there to `end` follow.
+// One tile of keys, [key, key + keys), for head `i` of those that are read together, the first of
+// which is `first`; then rows [next_key, .. + then) of head `next_i` are read.
+struct Tile {
+  i64 first, i, key, keys, next_i, next_key, then;
+};
 template <class A>
-GD_NOINLINE void few_tile(const A& a, const Sequence& of, i64 g, i64 key, i64 keys, i64 end,
+GD_NOINLINE void few_tile(const A& a, const Sequence& of, const Tile& tile, const float* q,
                           const FewScratch& s, float* sums) {
-  const i64 group = a.heads / a.kv_heads;
-  const i64 then = least(fetched_ahead, end - key - keys);
-  const TileRows k(a.k, of, g, key, keys), next(a.k, of, g, key + keys, then);
-  const TileRows v(a.v, of, g, key, keys);
-  dot_keys(s.q, s.q_stride, s.rows, coming(k, keys, a.dim, v, keys, a.value_dim), s.unpacked,
+  const i64 group = a.heads / a.kv_heads, g = tile.first + tile.i, key = tile.key;
+  const i64 keys = tile.keys;
+  const TileRows k(a.k, of, g, key, keys), v(a.v, of, g, key, keys);
+  const TileRows next(a.k, of, tile.first + tile.next_i, tile.next_key, tile.then);
+  dot_keys(q, s.q_stride, s.rows, coming(k, keys, a.dim, v, keys, a.value_dim), s.unpacked,
            s.scores);
   for (i64 r = 0; r < s.rows; ++r) {
     const i64 t = r / group;
@@ -210,31 +220,45 @@ GD_NOINLINE void few_tile(const A& a, const Sequence& of, i64 g, i64 key, i64 ke
     set_running(row, run);
     shrink_row(row + 16, s.sums_stride - 16, shrink);
   }
-  add_tile(s.scores, s.rows, coming(v, keys, a.value_dim, next, then, a.dim), sums + 16,
+  add_tile(s.scores, s.rows, coming(v, keys, a.value_dim, next, tile.then, a.dim), sums + 16,
            s.sums_stride);
 }
 
 template <class A>
-GD_NOINLINE void few_stretch(const A& a, const Sequence& of, i64 g, Range keys,
-                             const FewScratch& s, float* sums) {
+GD_NOINLINE void few_begin(const A& a, i64 b, i64 first, const FewScratch& s, float* sums) {
   const i64 group = a.heads / a.kv_heads;
-  for (i64 r = 0; r < s.rows; ++r) {
-    const i64 t = r / group, h = g * group + r % group;
-    scale_row(a.q + of.b * a.q_stride[0] + t * a.q_stride[1] + h * a.q_stride[2], a.scale, a.dim,
+  for (i64 r = 0; r < s.rows * s.together; ++r) {
+    const i64 t = r % s.rows / group, h = (first + r / s.rows) * group + r % s.rows % group;
+    scale_row(a.q + b * a.q_stride[0] + t * a.q_stride[1] + h * a.q_stride[2], a.scale, a.dim,
               s.q + r * s.q_stride);
     __builtin_memset(sums + r * s.sums_stride, 0, size_t(s.sums_stride) * 4);
     set_running(sums + r * s.sums_stride, {nothing, 0});
   }
-  for (i64 key = keys.begin; key < keys.end; key += tile_keys)
-    few_tile(a, of, g, key, least(tile_keys, keys.end - key), keys.end, s, sums);
+}
+// The heads from `first` on, tile by tile: where their rows of a slot lie side by side, all of a
+// tile are read before the next one.
+template <class A>
+GD_NOINLINE void few_stretch(const A& a, const Sequence& of, i64 first, Range keys,
+                             const FewScratch& s, float* sums) {
+  few_begin(a, of.b, first, s, sums);
+  for (i64 key = keys.begin; key < keys.end; key += tile_keys) {
+    const i64 n = least(tile_keys, keys.end - key), after = key + n;
+    for (i64 i = 0; i < s.together; ++i) {
+      const bool last = i + 1 == s.together;
+      const Tile tile = {first, i, key, n, last ? 0 : i + 1, last ? after : key,
+                         least(fetched_ahead, last ? keys.end - after : n)};
+      few_tile(a, of, tile, s.q + i * s.rows * s.q_stride, s, sums + i * s.rows * s.sums_stride);
+    }
+  }
 }
 
 template <class A>
-GD_NOINLINE void few_finish(const A& a, i64 b, i64 g, const FewScratch& s, float* sums) {
+GD_NOINLINE void few_finish(const A& a, i64 b, i64 first, const FewScratch& s, float* sums) {
   const i64 group = a.heads / a.kv_heads;
-  for (i64 r = 0; r < s.rows; ++r) {
+  for (i64 r = 0; r < s.rows * s.together; ++r) {
     float* row = sums + r * s.sums_stride;
-    finish_row(a, b, r / group, g * group + r % group, row + 16, row[1]);
+    const i64 h = (first + r / s.rows) * group + r % s.rows % group;
+    finish_row(a, b, r % s.rows / group, h, row + 16, row[1]);
   }
 }
 
@@ -251,23 +275,31 @@ GD_NOINLINE inline void few_merge(float* to, const float* from, i64 rows, i64 st
   }
 }
 
-// The keys of one group of heads: their slots, and where they lie among the keys of all groups one
-// after the other.
+// The keys of heads that are read together, from head `first` on: their slots, and where they lie
+// among the keys of all such heads one after the other.
 struct Group {
   Sequence s;
-  i64 g;
+  i64 first;
   Range slots, keys;
   bool empty() const { return keys.begin == keys.end; }
   bool inside(Range share) const { return share.begin <= keys.begin && keys.end <= share.end; }
 };
+// The heads of the cache whose rows of a slot lie side by side, and which are best read together.
+template <class A> GD_INLINE i64 heads_together(const A& a) {
+  return a.k.block > 0 || a.k.stride[2] < a.k.stride[1] ? a.kv_heads : 1;
+}
+template <class A> inline i64 groups(const A& a) {
+  return a.batch * a.kv_heads / heads_together(a);
+}
 template <class A> inline Group group_after(const A& a, i64 i, i64 start) {
-  const Sequence s = sequence(a, i / a.kv_heads);
+  const i64 head = i * heads_together(a);
+  const Sequence s = sequence(a, head / a.kv_heads);
   const Range slots = seen_by_any(a, s, 0, a.tokens);
-  return {s, i % a.kv_heads, slots, {start, start + slots.end - slots.begin}};
+  return {s, head % a.kv_heads, slots, {start, start + slots.end - slots.begin}};
 }
 template <class A> inline i64 all_keys(const A& a) {
   i64 total = 0;
-  for (i64 i = 0; i < a.batch * a.kv_heads; ++i) total = group_after(a, i, total).keys.end;
+  for (i64 i = 0; i < groups(a); ++i) total = group_after(a, i, total).keys.end;
   return total;
 }
 GD_INLINE Range few_share(i64 total, int thread, int threads) {
@@ -280,7 +312,7 @@ GD_INLINE Range few_share(i64 total, int thread, int threads) {
 template <class A>
 GD_NOINLINE void few_compute(const Team& team, const A& a, Range mine, const FewScratch& own) {
   i64 start = 0;
-  for (i64 i = 0; i < a.batch * a.kv_heads; ++i) {
+  for (i64 i = 0; i < groups(a); ++i) {
     const Group x = group_after(a, i, start);
     start = x.keys.end;
     const i64 begin = most(x.keys.begin, mine.begin), end = least(x.keys.end, mine.end);
@@ -288,9 +320,9 @@ GD_NOINLINE void few_compute(const Team& team, const A& a, Range mine, const Few
     const bool whole = x.empty() || x.inside(mine);
     float* sums = own.partial(whole ? -1 : x.keys.begin < mine.begin ? 0 : 1);
     const i64 shift = x.slots.begin - x.keys.begin;
-    few_stretch(a, x.s, x.g, x.empty() ? Range{0, 0} : Range{begin + shift, end + shift}, own,
+    few_stretch(a, x.s, x.first, x.empty() ? Range{0, 0} : Range{begin + shift, end + shift}, own,
                 sums);
-    if (whole) few_finish(a, x.s.b, x.g, own, sums);
+    if (whole) few_finish(a, x.s.b, x.first, own, sums);
   }
 }
 
@@ -300,7 +332,7 @@ GD_NOINLINE void few_merge_cut(const Team& team, const A& a, i64 total, const Fe
                                char* scratch) {
   const Range mine = few_share(total, team.id, team.count);
   i64 start = 0;
-  for (i64 i = 0; i < a.batch * a.kv_heads; ++i) {
+  for (i64 i = 0; i < groups(a); ++i) {
     const Group x = group_after(a, i, start);
     start = x.keys.end;
     if (x.empty() || x.inside(mine) || x.keys.begin < mine.begin || x.keys.begin >= mine.end)
@@ -308,15 +340,16 @@ GD_NOINLINE void few_merge_cut(const Team& team, const A& a, i64 total, const Fe
     for (int t = team.id + 1; t < team.count; ++t) {
       const Range theirs = few_share(total, t, team.count);
       if (theirs.begin >= x.keys.end || theirs.begin == theirs.end) continue;
-      few_merge(own.partial(1), FewScratch(scratch, t, own.rows, a.dim, a.value_dim).partial(0),
-                own.rows, own.sums_stride);
+      const FewScratch other(scratch, t, own.rows, own.together, a.dim, a.value_dim);
+      few_merge(own.partial(1), other.partial(0), own.rows * own.together, own.sums_stride);
     }
-    few_finish(a, x.s.b, x.g, own, own.partial(1));
+    few_finish(a, x.s.b, x.first, own, own.partial(1));
   }
 }
 
 template <class A> GD_NOINLINE void few(const Team& team, const A& a, char* scratch) {
-  const FewScratch own(scratch, team.id, a.tokens * (a.heads / a.kv_heads), a.dim, a.value_dim);
+  const FewScratch own(scratch, team.id, a.tokens * (a.heads / a.kv_heads), heads_together(a),
+                       a.dim, a.value_dim);
   const i64 total = all_keys(a);
   few_compute(team, a, few_share(total, team.id, team.count), own);
   team.barrier();

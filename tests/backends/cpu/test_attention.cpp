@@ -232,8 +232,8 @@ template <class T, class K = T, class V = T> static void test(Case c, Layout lay
   const auto want = reference(d);
   for (int threads : {1, 2, 3}) {
     for (i64 i = 0; i < d.out.n; ++i) set(d.out[i], 99);
-    const Scratch scratch(gd::attention_scratch(c.batch, c.tokens, c.heads, c.kv_heads, c.slots,
-                                                c.dim, c.value_dim, threads));
+    const Scratch scratch(gd::attention_scratch(c.tokens, c.heads, c.kv_heads, c.dim, c.value_dim,
+                                                gd::attending::heads_together(a), threads));
     gd::run_team(threads, [&](const gd::Team& team) { gd::attention(team, a, scratch.p); });
     close(d.out, want, gd::same<T, bf16>::value ? 4e-3 : 1e-5, "attention", c.tokens, c.slots,
           layout.order * 100 + layout.block * 10 + layout.shifts);

@@ -16,8 +16,13 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
-@pytest.mark.parametrize("flags", [(), ("-mavx2", "-mfma")], ids=["plain", "avx2"])
+CASES = [pytest.param(flags, program, id=f"{name}-{program}",
+                      marks=pytest.mark.full if slow or program == "attention" else ())
+         for name, flags, slow in (("plain", (), True), ("avx2", ("-mavx2", "-mfma"), False))
+         for program in PROGRAMS]
+
+
+@pytest.mark.parametrize(("flags", "program"), CASES)
 def test_sanitized(flags: tuple[str, ...], program: str, tmp_path: Path) -> None:
     if flags and not cpu_flags() >= {"avx2", "fma"}:
         pytest.skip("this CPU has no AVX2")

@@ -19,7 +19,7 @@ CALLS = (
     "matmul_scratch({rows}, {n}, {k}, 1, {threads})",
     "matmul_scratch({rows}, {n}, {k}, 2, {threads})",
     "expert_scratch({rows}, {experts}, {k}, {threads})",
-    "attention_scratch({b}, {t}, {g} * {h}, {g}, {rows}, {d}, {e}, {threads})",
+    "attention_scratch({t}, {g} * {h}, {g}, {d}, {e}, {g}, {threads})",
     "round_up({k}, 64) + padded({n}) * 4 + most({rows}, {k})",
 )
 

@@ -62,7 +62,9 @@ template <class Fetch, class Hide>
 void attend(const Heads& heads, const std::vector<Span>& spans, const float* q, Fetch fetch,
             Hide hide, float* out) {
   const auto units = int64_t(spans.size()) * heads.kv;
-#pragma omp parallel for schedule(dynamic)
+  int64_t work = 0;
+  for (const Span& span : spans) work += span.queries * span.keys * heads.query * heads.dim;
+#pragma omp parallel for schedule(dynamic) if (work > 100000)
   for (int64_t unit = 0; unit < units; ++unit) {
     const auto index = size_t(unit / heads.kv);
     const Span& span = spans[index];

@@ -52,7 +52,7 @@ void matmul_few(const MatmulArgs<T>& all, int64_t first, Finish finish) {
   MatmulArgs<T> a = all;
   a.x += first * a.depth;
   constexpr int C = R <= 2 ? 4 : 2;
-#pragma omp parallel for if (a.columns * a.depth > 100000)
+#pragma omp parallel for if (a.columns * a.depth > 250000)
   for (int64_t column = 0; column < a.columns; column += C) {
     float sums[R][C];
     dots(a, column, sums);
@@ -116,7 +116,7 @@ inline void tiles(const float* x, int64_t stride, int64_t rows, const float* pan
 }
 
 template <class T, class Finish> void matmul_many(const MatmulArgs<T>& a, Finish finish) {
-#pragma omp parallel
+#pragma omp parallel if (a.rows * a.columns * a.depth > 1000000)
   {
     const auto count = size_t(a.rows * chunk_size);
     const std::unique_ptr<float[]> panel(new float[size_t(panel_depth * chunk_size)]);

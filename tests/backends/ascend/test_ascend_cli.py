@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from graphdsl import GraphError, load
+from graphdsl import GraphError, build, load
 from graphdsl.backend import find_backend
 from graphdsl.backends.ascend.emulation_build import INCLUDE
 from graphdsl.cli import main
+from graphdsl.models.llama import Config, LlamaLayer
 
 ROOT = Path(__file__).parents[3]
 LAYER = str(ROOT / "examples" / "llama_layer.py")
@@ -146,6 +147,11 @@ def test_socs_from_python() -> None:
     assert find_backend("ascend", "310p").target.kv_storage == "nz"
     with pytest.raises(GraphError, match="no SoC 910c"):
         find_backend("ascend", "910c")
+    layer = LlamaLayer(Config(hidden=64, heads=4, kv_heads=2, head_dim=16, ffn=96))
+    with pytest.raises(GraphError, match="--soc 910b: the cpu backend has no SoCs"):
+        build(layer, soc="910b")
+    with pytest.raises(GraphError, match="no layers of bf16: a 310p has none"):
+        build(layer, "ascend", "bf16", soc="310p")
 
 
 def emitted(out: str) -> Path:

@@ -41,7 +41,7 @@ SEEDS ?= 5000
 fuzz: $(READY)
 	$(BIN)/python -m pytest -n 2 -m "fuzz or (full and not sanitize)" --seeds $(SEEDS) $(PYTEST)
 
-# The kernels under AddressSanitizer and UndefinedBehaviorSanitizer.
+# The kernels and the emulation of ATB under AddressSanitizer and UndefinedBehaviorSanitizer.
 sanitize: $(READY)
 	$(BIN)/python -m pytest -m sanitize $(PYTEST)
 

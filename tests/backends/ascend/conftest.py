@@ -12,10 +12,6 @@ from opscase import Ops, link_ops
 from graphdsl.backends.ascend.emulation_build import build_emulation
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "sanitize: runs native code under sanitizers")
-
-
 @pytest.fixture(scope="session")
 def emulation(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache folder in which the archive is: builds that are given it compile only their own

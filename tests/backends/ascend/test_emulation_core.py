@@ -28,6 +28,7 @@ def test_core(name: str, program: Path) -> None:
 
 
 @needs_compiler
+@pytest.mark.full
 @pytest.mark.sanitize
 def test_core_sanitized(emulation: Path, tmp_path: Path) -> None:
     archive = build_emulation(emulation, os.environ, SANITIZED)

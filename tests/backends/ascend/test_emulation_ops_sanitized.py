@@ -12,6 +12,7 @@ from emulationcase import SANITIZE, SANITIZED, compile_program, run_program
 from graphdsl.backends.ascend.emulation_build import build_emulation
 
 pytestmark = [
+    pytest.mark.full,
     pytest.mark.sanitize,
     pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++"),
 ]

@@ -11,7 +11,7 @@ from fuzzreport import SAMPLE, failed_counts, summary
 
 GOLDEN = Path(__file__).parent / "golden"
 
-DRAWN = {"graph_seeds": (1, 160, 40), "built_seeds": (10, 20, 20), "order_seeds": (10, 24, 24)}
+DRAWN = {"graph_seeds": (1, 160, 40), "built_seeds": (10, 12, 20), "order_seeds": (10, 24, 24)}
 """Ranges of random graphs that a test takes: one in so many of --seeds, never fewer than the fixed
 sample, and as many a test."""
 EACH = 50

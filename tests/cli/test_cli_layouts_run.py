@@ -77,9 +77,10 @@ def layer(here: Path) -> None:
 
 @pytest.mark.parametrize(("options", "slots"), [
     ("order=bsnd,policy=shift", 10), ("order=sbnd,policy=paged,block=5", 10),
-    ("order=bnsd,policy=paged", 16), ("order=sbnd,storage=int8", 10),
     ("order=bnsd,policy=paged,block=4,storage=int8", 12),
-    ("order=bsnd,policy=shift,storage=int8", 10)])
+    *(pytest.param(*each, marks=pytest.mark.full)
+      for each in (("order=bnsd,policy=paged", 16), ("order=sbnd,storage=int8", 10),
+                   ("order=bsnd,policy=shift,storage=int8", 10)))])
 def test_run(options: str, slots: int, cli: Cli) -> None:
     result = cli("run", "layer.py", "--tokens", "3", "--past", "7", "--batch", "2", "--pass",
                  f"kv_layout:{options}")

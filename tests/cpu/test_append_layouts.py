@@ -171,7 +171,7 @@ def wrong(found: Tensor, wanted: Tensor, layout: Layout, dtype: str) -> Tensor:
     return (found.float() - wanted.float()).abs() > bound
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("threads", [pytest.param(1, marks=pytest.mark.full), 2])
 @pytest.mark.parametrize(("how", "dtype"), [
     ("kv_append", "bf16"), ("rope_append", "f32"), ("norm_rope_append", "bf16")])
 def test_appends(how: str, dtype: str, threads: int, options: BuildOptions) -> None:

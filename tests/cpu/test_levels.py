@@ -20,8 +20,13 @@ from graphdsl.runtime.operator import Operator
 SMALL = Config(vocab=51, hidden=48, layers=2, heads=4, kv_heads=2, head_dim=24, ffn=76)
 
 
-@pytest.mark.parametrize("dtype", ["f32", "bf16"])
-@pytest.mark.parametrize("level", LEVELS, ids=lambda level: level.name)
+QUICK = ("avx512bf16-bf16", "avx2-f32", "avx2-bf16", "plain-f32")
+CASES = [pytest.param(level, dtype, id=f"{level.name}-{dtype}",
+                      marks=() if f"{level.name}-{dtype}" in QUICK else pytest.mark.full)
+         for level in LEVELS for dtype in ("f32", "bf16")]
+
+
+@pytest.mark.parametrize(("level", "dtype"), CASES)
 def test_a_model_on_every_level(level: Level, dtype: str, tmp_path: Path) -> None:
     graph = trace(Llama(SMALL), dtype)
     options = BuildOptions(cache=tmp_path, dtype=dtype, environment=dict(os.environ))

@@ -42,7 +42,8 @@ def wanted(model: Path, tokenizer: Any) -> list[list[int]]:
     return found
 
 
-@pytest.mark.parametrize("layout", OPTIONS)
+@pytest.mark.parametrize("layout", [
+    *OPTIONS[:3], *(pytest.param(each, marks=pytest.mark.full) for each in OPTIONS[3:])])
 def test_tokens_are_those_of_transformers(
     layout: str, model: Path, builds: Path, wanted: list[list[int]],
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],

@@ -97,6 +97,7 @@ def test_embeddings_and_hidden_states(name: str, tmp_path: Path) -> None:
     check_variants(DRAWS[name], SEED, tmp_path)
 
 
+@pytest.mark.full
 def test_bf16(tmp_path: Path, options: BuildOptions) -> None:
     """Rounding costs all families together, in one library, what it costs transformers."""
     trials = [drawn_trial(draw, SEED, tmp_path / name) for name, draw in DRAWS.items()]

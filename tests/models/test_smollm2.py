@@ -86,8 +86,8 @@ def greedy(reference: Any, ids: Sequence[int]) -> list[int]:
 
 
 @pytest.mark.parametrize("name", [
-    "question", "long", *(pytest.param(name, marks=pytest.mark.full)
-                          for name in ("one token", "code", "another language"))])
+    "question", *(pytest.param(name, marks=pytest.mark.full)
+                  for name in ("one token", "code", "another language", "long"))])
 def test_greedy_tokens_equal_those_of_transformers(
         model: LanguageModel, reference: Any, prompts: dict[str, list[int]], name: str) -> None:
     ids = prompts[name]

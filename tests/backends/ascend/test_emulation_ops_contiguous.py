@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from attentioncase import attention, causal, fold, heads_of, mask_of, unfold
+from maskcase import attention, causal, fold, heads_of, mask_of, unfold
 from opscase import (
     BF16,
     DIM_NUM,

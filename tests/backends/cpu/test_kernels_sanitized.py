@@ -16,9 +16,10 @@ pytestmark = [
 ]
 
 
+QUICK = ("simd", "kv")
 CASES = [pytest.param(flags, program, id=f"{name}-{program}",
-                      marks=pytest.mark.full if slow or program == "attention" else ())
-         for name, flags, slow in (("plain", (), True), ("avx2", ("-mavx2", "-mfma"), False))
+                      marks=() if name == "avx2" and program in QUICK else pytest.mark.full)
+         for name, flags in (("plain", ()), ("avx2", ("-mavx2", "-mfma")))
          for program in PROGRAMS]
 
 

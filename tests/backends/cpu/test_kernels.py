@@ -49,7 +49,7 @@ def cases() -> Iterator[Any]:
             yield pytest.param(variant, program, id=name, marks=pytest.mark.full if slow else ())
 
 
-@pytest.mark.parametrize(("variant", "program"), cases())
+@pytest.mark.parametrize(("variant", "program"), list(cases()))
 def test_against_double_reference(variant: Variant, program: str, tmp_path: Path) -> None:
     binary = compile_program(program, variant.flags, tmp_path)
     if cpu_flags() >= set(variant.needs):

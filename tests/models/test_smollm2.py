@@ -17,6 +17,7 @@ from graphdsl.hf.checkpoint import Checkpoint
 from graphdsl.hf.model import LanguageModel, open_model
 from graphdsl.hf.sampling import Sampling
 from graphdsl.hf.tokenizer import encode_prompt
+from graphdsl.lazy import torch_dtype
 from graphdsl.models.llama import Llama
 from graphdsl.reference import error_of
 from graphdsl.runtime.operator import Operator
@@ -113,14 +114,18 @@ def test_teacher_forced_logits(model: LanguageModel, reference: Any,
         assert worst <= LOGITS
 
 
-def test_bf16_agrees_with_f32_as_often_as_transformers_does(
-        model: LanguageModel, reference: Any, prompts: dict[str, list[int]]) -> None:
-    ours = LanguageModel(model.checkpoint, model.config, replace(model.options, dtype="bf16"))
-    rounded = theirs(model.checkpoint, torch.bfloat16)
+@pytest.mark.parametrize(("backend", "dtype"), [
+    ("cpu", "bf16"), pytest.param("ascend", "f16", marks=pytest.mark.full)])
+def test_16_bits_agree_with_f32_as_often_as_those_of_transformers(
+        model: LanguageModel, reference: Any, prompts: dict[str, list[int]], backend: str,
+        dtype: str) -> None:
+    options = replace(model.options, backend=backend, dtype=dtype)
+    ours = LanguageModel(model.checkpoint, model.config, options)
+    rounded = theirs(model.checkpoint, torch_dtype(dtype))
     agreed = {"ours": 0, "theirs": 0}
     count = 0
     for ids in prompts.values():
-        # torch's bf16 matmul is slow on a CPU without bf16 instructions.
+        # torch's 16-bit matmuls are slow on a CPU without instructions for them.
         batch = torch.tensor([ids[:160]])
         with torch.no_grad():
             exact = reference(batch).logits[0].argmax(-1)

@@ -8,6 +8,7 @@ namespace attending {
 
 constexpr i64 few_queries = 16;  // tokens times heads of a group
 constexpr i64 fetched_ahead = 16;  // rows of the cache
+constexpr i64 shared_keys = 16;  // of a tile that all heads read: few enough to stay in L1
 
 // A level of the tree that sums W vectors at once: a's sums go to the lanes without bit S, b's to
 // those with it.
@@ -241,8 +242,9 @@ template <class A>
 GD_NOINLINE void few_stretch(const A& a, const Sequence& of, i64 first, Range keys,
                              const FewScratch& s, float* sums) {
   few_begin(a, of.b, first, s, sums);
-  for (i64 key = keys.begin; key < keys.end; key += tile_keys) {
-    const i64 n = least(tile_keys, keys.end - key), after = key + n;
+  const i64 step = s.together > 1 ? shared_keys : tile_keys;
+  for (i64 key = keys.begin; key < keys.end; key += step) {
+    const i64 n = least(step, keys.end - key), after = key + n;
     for (i64 i = 0; i < s.together; ++i) {
       const bool last = i + 1 == s.together;
       const Tile tile = {first, i, key, n, last ? 0 : i + 1, last ? after : key,

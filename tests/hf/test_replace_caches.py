@@ -32,7 +32,8 @@ from graphdsl.errors import GraphError
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 AMPLE = 64
-FAMILIES = ["llama", pytest.param("mistral", marks=pytest.mark.full), "gemma3"]
+FAMILIES = ["gemma3", *(pytest.param(each, marks=pytest.mark.full)
+                        for each in ("llama", "mistral"))]
 COPYING = ("cat", "copy_", "index_select", "clone", "contiguous", "index", "index_copy_", "roll",
            "repeat_interleave", "repeat", "_to_copy", "gather", "where", "index_put_", "stack",
            "constant_pad_nd", "masked_fill", "slice_scatter")

@@ -144,7 +144,7 @@ def test_nothing_is_built_or_traced_between_prompts_of_any_length(
 
     monkeypatch.setattr(Llama, "forward", refuse)
     monkeypatch.setattr(Operator, "__init__", refuse)
-    for length in (1, 2, 17, 600, 2000):
+    for length in (1, 2, 17, 900):
         session = model.start(1, length)
         positions = torch.arange(length, dtype=torch.int32)[None]
         logits = session.step(torch.full((1, length), 100), positions)

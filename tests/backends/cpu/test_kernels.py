@@ -37,7 +37,7 @@ VARIANTS = (
 )
 
 
-SLOW = ("lanes16-attention", "plain-attention")
+SLOW = ("lanes16-attention", "lanes16-matmul", "plain-attention", "plain-matmul", "plain-memory")
 
 
 def cases() -> Iterator[Any]:

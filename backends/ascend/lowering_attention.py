@@ -3,7 +3,7 @@ and what it is depends on the phase."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from graphdsl.errors import GraphError
@@ -171,10 +171,6 @@ def check_attention(node: Node) -> None:
     if attr["softcap"]:
         raise GraphError(f"attention with a softcap of {attr['softcap']}: ATB caps no scores",
                          node.loc, "models without softcap, or --backend cpu")
-    if "mask" in given:
-        raise GraphError(f"attention with a mask of its own, {given['mask'].type}: ATB is given "
-                         "those of causal attention", node.loc, "leave the mask out: positions, "
-                         "window and -1 for padding say what is seen")
     if not attr["causal"]:
         raise GraphError("attention that is not causal, over a KV cache", node.loc,
                          "the ascend backend has causal attention")
@@ -187,10 +183,34 @@ def check_attention(node: Node) -> None:
                          "heads of one width", node.loc, "give k and v the same head_dim")
 
 
+def check_mask(node: Node, paged: bool, resolve: Callable[[Value], Value] | None = None) -> None:
+    """Raises GraphError for a mask that the host cannot join with that of causal attention.
+    `resolve` tells of a leaf of a repeat's body what it is outside."""
+    given = operands_of(node)
+    mask = given.get("mask")
+    if mask is None:
+        return
+    if paged:
+        raise GraphError(f"attention with a mask of its own, {mask.type}, over a paged cache: "
+                         "ATB's PagedAttention takes none", node.loc, "leave the mask out: positions, "
+                         "window and -1 for padding say what is seen; or --pass "
+                         "kv_layout:policy=contiguous")
+    mask = resolve(mask) if resolve else mask
+    batch, tokens = given["q"].shape[:2]
+    fits = len(mask.shape) == 4 and mask.shape[:3] == (batch, 1, tokens)
+    if mask.node is None and mask.dtype == "bool" and fits:
+        return
+    found = f"is {mask.type}" if mask.node is None else "is computed"
+    raise GraphError(f"the mask of attention {found}, wanted an input of bool[{batch}, 1, {tokens},"
+                     " keys]", node.loc, "the host joins it with that of causal attention; what is "
+                     "added to scores, as ALiBi is, runs with --backend cpu")
+
+
 def lower_attention(b: Builder, node: Node) -> None:
     """The attention of a phase."""
     check_attention(node)
     given = operands_of(node)
+    check_mask(node, b.setting.phase != "contiguous", b.resolve)
     scale = node.attr["scale"]
     fields: dict[str, Field] = {
         "headNum": _heads(given["q"]), "kvHeadNum": _heads(given["k"]),
@@ -241,8 +261,9 @@ def _decode(b: Builder, node: Node, given: Operands, fields: dict[str, Field]) -
 def _contiguous(b: Builder, node: Node, given: Operands, fields: dict[str, Field]) -> None:
     """FA: writes the new rows into the cache, then attends to what a mask shows."""
     positions, window = given["positions"], node.attr["window"]
-    mask = b.prepared("mask", (SEQUENCES, TOKENS, SLOTS), (positions,), dtype=b.setting.dtype,
-                      window=window)
+    told = (given["mask"],) if "mask" in given else ()
+    mask = b.prepared("mask", (SEQUENCES, TOKENS, SLOTS), (positions, *told),
+                      dtype=b.setting.dtype, window=window)
     offsets = b.prepared("offsets", (SEQUENCES,), (positions,), host=True)
     lengths = b.prepared("lengths", (SEQUENCES,), host=True)
     layer = b.prepared("layer", (1,))
@@ -254,5 +275,5 @@ def _contiguous(b: Builder, node: Node, given: Operands, fields: dict[str, Field
            [b.output(node.outputs[0])], node)
 
 
-__all__ = ["Pairs", "check_attention", "lower_append", "lower_attention",
+__all__ = ["Pairs", "check_attention", "check_mask", "lower_append", "lower_attention",
            "lower_rope", "operands_of", "pairs_of"]

@@ -37,7 +37,8 @@ from .atb import (
 )
 
 HERE = Path(__file__).parent
-DTYPES = {"f16": "ACL_FLOAT16", "bf16": "ACL_BF16", "f32": "ACL_FLOAT", "i32": "ACL_INT32"}
+DTYPES = {"f16": "ACL_FLOAT16", "bf16": "ACL_BF16", "f32": "ACL_FLOAT", "i32": "ACL_INT32",
+          "bool": "ACL_BOOL"}
 FORMATS = {"nd": "ACL_FORMAT_ND", "nz": "ACL_FORMAT_FRACTAL_NZ"}
 PREFIXES = {"input": "IN", "state": "STATE", "param": "PARAM", "output": "OUT"}
 WITH_POSITIONS = ("slots", "offsets", "contexts", "mask")

@@ -20,7 +20,7 @@ struct PhaseSpec {
 // Whether every sequence starts here: positions 0, 1, ... and then only padding.
 inline bool IsPrefill(const HostInput& positions, Call call) {
   for (int64_t s = 0; s < call.sequences; ++s) {
-    const int32_t* row = positions.values + s * call.tokens;
+    const int32_t* row = positions.values() + s * call.tokens;
     int64_t valid = 0;
     while (valid < call.tokens && row[valid] == valid) ++valid;
     for (int64_t t = valid; t < call.tokens; ++t) {
@@ -33,7 +33,7 @@ inline bool IsPrefill(const HostInput& positions, Call call) {
 // A contiguous cache takes the tokens of a sequence behind its past, one after another.
 inline void CheckContiguous(const HostInput& positions, Call call) {
   for (int64_t s = 0; s < call.sequences; ++s) {
-    const int32_t* row = positions.values + s * call.tokens;
+    const int32_t* row = positions.values() + s * call.tokens;
     for (int64_t t = 0; t < call.tokens; ++t) {
       if (row[t] >= 0 && row[t] == row[0] + t) continue;
       const std::string wanted = row[0] < 0 ? "a token" : std::to_string(row[0] + t);

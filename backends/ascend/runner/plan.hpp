@@ -50,9 +50,8 @@ class Plan {
   std::vector<HostInput> HostInputs(const std::vector<uint32_t>& tensors) const {
     std::vector<HostInput> inputs;
     for (const uint32_t tensor : tensors) {
-      const auto* values = static_cast<const int32_t*>(pointers_[tensor]);
-      if (!values) throw Error(Unbound(tensor));
-      inputs.push_back({&sizes_.tensors[tensor], values});
+      if (!pointers_[tensor]) throw Error(Unbound(tensor));
+      inputs.push_back({&sizes_.tensors[tensor], pointers_[tensor]});
     }
     return inputs;
   }

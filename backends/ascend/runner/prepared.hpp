@@ -6,7 +6,9 @@
 
 namespace gdsl __attribute__((visibility("hidden"))) {
 
-enum class Kind { slots, lengths, offsets, contexts, blocks, layer, ids, picked, triangle, mask };
+enum class Kind {
+  slots, lengths, offsets, contexts, blocks, layer, ids, angles, picked, triangle, mask
+};
 
 struct PreparedSpec {
   Kind kind;
@@ -20,7 +22,10 @@ struct PreparedSpec {
 // An input or the block table, on the host.
 struct HostInput {
   const TensorSpec* spec;
-  const int32_t* values;
+  const void* data;
+
+  const int32_t* values() const { return static_cast<const int32_t*>(data); }
+  const bool* flags() const { return static_cast<const bool*>(data); }
 };
 
 // The call as the host sees it: rows are `tokens` for each of `sequences`, one after another.
@@ -36,11 +41,11 @@ inline Numbers Slots(const HostInput& positions, const HostInput& table, int64_t
   Numbers slots(static_cast<size_t>(call.sequences * call.tokens), -1);
   const int64_t pages = table.spec->shape[1];
   for (size_t row = 0; row < slots.size(); ++row) {
-    const int64_t position = positions.values[row];
+    const int64_t position = positions.values()[row];
     if (position < 0) continue;
     const int64_t sequence = static_cast<int64_t>(row) / call.tokens;
     const int64_t page = position / block;
-    const int32_t number = page < pages ? table.values[sequence * pages + page] : -1;
+    const int32_t number = page < pages ? table.values()[sequence * pages + page] : -1;
     if (number < 0) {
       throw Error(std::string(positions.spec->name) + " of sequence " + std::to_string(sequence) +
                   " holds " + std::to_string(position) + ", but " + table.spec->name +
@@ -56,7 +61,7 @@ inline Numbers Slots(const HostInput& positions, const HostInput& table, int64_t
 inline Numbers Offsets(const HostInput& positions, Call call) {
   Numbers offsets;
   for (int64_t s = 0; s < call.sequences; ++s) {
-    offsets.push_back(positions.values[(s + 1) * call.tokens - 1] + 1);
+    offsets.push_back(positions.values()[(s + 1) * call.tokens - 1] + 1);
   }
   return offsets;
 }
@@ -64,7 +69,7 @@ inline Numbers Offsets(const HostInput& positions, Call call) {
 // The keys that every row sees in PagedAttention. A row of padding sees one, as none is refused;
 // what comes out means nothing.
 inline Numbers Contexts(const HostInput& positions, int64_t rows) {
-  Numbers contexts(positions.values, positions.values + rows);
+  Numbers contexts(positions.values(), positions.values() + rows);
   for (int32_t& context : contexts) context = context < 0 ? 1 : context + 1;
   return contexts;
 }
@@ -76,20 +81,20 @@ inline Numbers Blocks(const HostInput& table, Call call) {
   const int64_t pages = table.spec->shape[1];
   for (int64_t s = 0; s < call.sequences; ++s) {
     for (int64_t t = 0; t < call.tokens; ++t) {
-      blocks.insert(blocks.end(), table.values + s * pages, table.values + (s + 1) * pages);
+      blocks.insert(blocks.end(), table.values() + s * pages, table.values() + (s + 1) * pages);
     }
   }
   for (int32_t& block : blocks) block = std::max(block, 0);
   return blocks;
 }
 
-inline Numbers Ids(const HostInput& ids, int64_t limit) {
-  Numbers numbers(ids.values, ids.values + CountOf(*ids.spec));
+inline Numbers Ids(const HostInput& ids, int64_t limit, const std::string& hint = "") {
+  Numbers numbers(ids.values(), ids.values() + CountOf(*ids.spec));
   for (int32_t& id : numbers) {
     if (limit > 0 && id >= limit) {
       throw Error(std::string(ids.spec->name) + " holds " + std::to_string(id) +
                   ", but a table that it is looked up in has " + std::to_string(limit) +
-                  " rows, so that it ends at " + std::to_string(limit - 1));
+                  " rows, so that it ends at " + std::to_string(limit - 1) + hint);
     }
     id = std::max(id, 0);
   }
@@ -98,7 +103,7 @@ inline Numbers Ids(const HostInput& ids, int64_t limit) {
 
 // Rows are counted in their sequence; ATB's Gather counts them among all.
 inline Numbers Picked(const HostInput& rows, Call call) {
-  Numbers picked(rows.values, rows.values + CountOf(*rows.spec));
+  Numbers picked(rows.values(), rows.values() + CountOf(*rows.spec));
   const size_t each = std::max<size_t>(picked.size() / static_cast<size_t>(call.sequences), 1);
   for (size_t i = 0; i < picked.size(); ++i) {
     picked[i] += static_cast<int32_t>(static_cast<int64_t>(i / each) * call.tokens);
@@ -140,13 +145,19 @@ inline std::vector<uint16_t> Triangle(const TensorSpec& spec) {
   return Mask(spec, [](int64_t, int64_t row, int64_t key) { return key <= row; });
 }
 
-// What every query sees of a contiguous cache: rows are counted from 0, not from the past.
+// What every query sees of a contiguous cache: rows are counted from 0, not from the past. `given`
+// is none, or a mask [sequences, 1, tokens, keys]: keys beyond it are not seen, but a single key
+// stands for all.
 inline std::vector<uint16_t> SeenKeys(const TensorSpec& spec, const HostInput& positions,
-                                      int64_t window, Call call) {
+                                      const HostInput* given, int64_t window, Call call) {
+  const int64_t keys = given ? given->spec->shape.back() : 0;
   return Mask(spec, [&](int64_t sequence, int64_t row, int64_t key) {
     if (row >= call.tokens) return false;
-    const int64_t position = positions.values[sequence * call.tokens + row];
-    return key <= position && (window == 0 || key > position - window);
+    const int64_t query = sequence * call.tokens + row;
+    const int64_t position = positions.values()[query];
+    if (key > position || (window != 0 && key <= position - window)) return false;
+    if (!given) return true;
+    return keys == 1 ? given->flags()[query] : key < keys && given->flags()[query * keys + key];
   });
 }
 
@@ -178,9 +189,16 @@ inline Values Compute(const PreparedSpec& spec, const TensorSpec& tensor,
     case Kind::blocks: return {Blocks(of.at(0), call), {}};
     case Kind::layer: return {Numbers(count, 0), {}};
     case Kind::ids: return {Ids(of.at(0), spec.limit), {}};
+    case Kind::angles:
+      return {Ids(of.at(0), spec.limit,
+                  "\n  hint: tables of angles have as many rows as --pass angle_table:rows=N says"),
+              {}};
     case Kind::picked: return {Picked(of.at(0), call), {}};
     case Kind::triangle: return {{}, Triangle(tensor)};
-    case Kind::mask: return {{}, SeenKeys(tensor, of.at(0), spec.window, call)};
+    case Kind::mask: {
+      const HostInput* given = of.size() > 1 ? &of[1] : nullptr;
+      return {{}, SeenKeys(tensor, of.at(0), given, spec.window, call)};
+    }
   }
   throw Error(std::string("no such prepared tensor: ") + tensor.name);
 }

@@ -19,6 +19,7 @@ from graphdsl.manifest import Json
 from graphdsl.plan import Plan
 
 if TYPE_CHECKING:
+    from graphdsl.passes.base import BackendPass
     from graphdsl.passes.pipeline import Lowered
 
 
@@ -60,6 +61,8 @@ class Target:
     """Pointwise work that follows an attention becomes a part of it."""
     fuses_prologues: bool = False
     """A loop whose rows one matmul alone reads becomes a part of it."""
+    passes: tuple[BackendPass, ...] = ()
+    """What the backend does to a graph that all others have done their work on."""
 
 
 @dataclass(frozen=True)

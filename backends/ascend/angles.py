@@ -7,74 +7,81 @@ to the half that rope takes, so that the graph means what it did.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from graphdsl.errors import GraphError
 from graphdsl.ir import Affine, Dim, Graph, Node, Size, Value, constant, scaled, terms
+from graphdsl.layout import MOST_SLOTS
 from graphdsl.op import Op, constant_of
 from graphdsl.ops.linear import embedding
 from graphdsl.ops.math import maximum
 from graphdsl.ops.position import rope
 from graphdsl.ops.shape import arange, concat, gather, reshape, slice
+from graphdsl.passes.base import Fired, Result
 from graphdsl.passes.repeat import REPEAT, operands_of
 from graphdsl.passes.rewrite import clone, inline, substitute
 
-LONGEST = 32768
-"""Rows of a table: the positions that a sequence may have."""
+if TYPE_CHECKING:
+    from graphdsl.backend import Target
+
+ROWS = 32768
 RULE = "AngleTable"
 UNTABLED = (REPEAT, embedding, gather)
 """What angles are not made of where they are looked up: a table of the user's own has its own
 number of rows."""
 
-Recipes = Mapping[str, Graph]
 Resolve = Callable[[Value], Value]
 
 
 @dataclass(frozen=True)
-class Tabled:
-    """A graph whose angles are looked up, the recipes of its params, and which of them are tables
-    of angles."""
+class AngleTable:
+    """Looks the angles that are made of positions up in tables of so many `rows`: the positions
+    that a sequence may have.
 
-    graph: Graph
-    recipes: Recipes
-    tables: frozenset[str]
-
-    def gathered(self, value: Value) -> Node | None:
-        """The embedding of the full width that `value`, a half, is cut from."""
-        node = value.node
-        while node is not None and node.op in (slice, reshape):
-            node = node.inputs[0].node
-        found = node is not None and node.op is embedding and node.inputs[1].name in self.tables
-        return node if found else None
-
-
-def tabled(graph: Graph, recipes: Recipes, longest: int = LONGEST) -> Tabled:
-    """`graph` with the angles that are made of positions looked up in tables of `longest` rows.
-
-    Raises GraphError for angles that both kinds of rope read.
+    Raises GraphError for a number of rows that no cache has, and for angles that both kinds of
+    rope read.
     """
-    new: dict[Value, Value] = {}
-    tables: dict[str, Value] = {}
-    made: dict[str, Graph] = {}
-    taken = {v.name for v in graph.leaves}
-    for value, interleaved in _kinds(graph).items():
-        positions = _positions(graph, value)
-        if positions is None or value.node is None:
-            continue
-        name = _free_name(f"angles.{value.node.name}", taken | set(made))
-        made[name] = _recipe(graph, recipes, name, value, _Rows(positions, longest, interleaved))
-        tables[name] = Value(made[name].outputs[0].type, name=name, kind="param")
-        new[value] = _half(positions, tables[name], interleaved, value.node)
-    if not new:
-        return Tabled(graph, recipes, frozenset())
-    changed = substitute(graph, new)
-    kept = tuple(p for p in graph.params if p in changed.users)
-    dropped = {p.name for p in graph.params} - {p.name for p in kept}
-    changed = replace(changed, params=(*kept, *tables.values()))
-    left = {name: recipe for name, recipe in recipes.items() if name not in dropped}
-    return Tabled(changed, {**left, **made}, frozenset(made))
+
+    name: ClassVar[str] = "angle_table"
+    rules: ClassVar[tuple[str, ...]] = (RULE,)
+    rows: int = ROWS
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.rows <= MOST_SLOTS:
+            raise GraphError(f"--pass {self.name}:rows={self.rows}: wanted 1 to {MOST_SLOTS}, a "
+                             "row for every position", hint=f"the default is {ROWS}")
+
+    def run(self, graph: Graph, target: Target) -> Result:
+        new: dict[Value, Value] = {}
+        tables: dict[str, Value] = {}
+        made: dict[str, Graph] = {}
+        fired: list[Fired] = []
+        taken = {v.name for v in graph.leaves}
+        for value, interleaved in _kinds(graph).items():
+            positions = _positions(graph, value)
+            if positions is None or value.node is None:
+                continue
+            name = _free_name(f"angles.{value.node.name}", taken | set(made))
+            made[name] = _recipe(graph, name, value, _Rows(positions, self.rows, interleaved))
+            tables[name] = Value(made[name].outputs[0].type, name=name, kind="param")
+            new[value] = _half(positions, tables[name], interleaved, value.node)
+            fired.append(Fired(RULE, value.node.loc, value.node.scope))
+        if not new:
+            return Result(graph)
+        changed = substitute(graph, new)
+        kept = tuple(p for p in graph.params if p in changed.users)
+        return Result(replace(changed, params=(*kept, *tables.values())), tuple(fired), (), made)
+
+
+def gathered(value: Value) -> Node | None:
+    """The embedding of the full width that `value`, a half, is cut from, if it comes from one of
+    our tables."""
+    node = value.node
+    while node is not None and node.op in (slice, reshape):
+        node = node.inputs[0].node
+    return node if node is not None and node.op is embedding and RULE in node.origin else None
 
 
 def ropes(graph: Graph, resolve: Resolve = lambda value: value) -> Iterator[tuple[Node, Resolve]]:
@@ -151,7 +158,7 @@ class _Rows:
         return node.op.apply(inputs, attrs, node.loc, node.scope, node.origin)
 
 
-def _recipe(graph: Graph, recipes: Recipes, name: str, value: Value, rows: _Rows) -> Graph:
+def _recipe(graph: Graph, name: str, value: Value, rows: _Rows) -> Graph:
     """The graph of params that makes a table, [positions, 2 * angles]."""
     assert value.node is not None
     alone = replace(graph, name=name, outputs=(value,), state=())
@@ -160,22 +167,11 @@ def _recipe(graph: Graph, recipes: Recipes, name: str, value: Value, rows: _Rows
     like = value.node
     count = _made(arange, like, size=rows.longest, dtype="i32")
     arguments = [_made(reshape, like, count, shape=(1, rows.longest)) if v is rows.positions
-                 else _unfolded(v, recipes) for v in alone.leaves]
+                 else v for v in alone.leaves]
     angles = clone(alone, arguments, rows.copied)[0]
     table = _twice(angles, rows, like)
-    made = Graph(name, (), _params(table, graph, recipes), (), (table,))
+    made = Graph(name, (), graph.params, (), (table,))
     return replace(made, params=tuple(p for p in made.params if p in made.users))
-
-
-def _unfolded(value: Value, recipes: Recipes) -> Value:
-    """A param, or what a folded one is made of: recipes read what a checkpoint has."""
-    recipe = recipes.get(value.name) if value.kind == "param" else None
-    return recipe.outputs[0] if recipe else value
-
-
-def _params(table: Value, graph: Graph, recipes: Recipes) -> tuple[Value, ...]:
-    known = (*graph.params, *(p for recipe in recipes.values() for p in recipe.params))
-    return tuple(dict.fromkeys(p for p in known if p.name not in recipes))
 
 
 def _twice(angles: Value, rows: _Rows, like: Node) -> Value:
@@ -215,4 +211,4 @@ def _free_name(base: str, taken: set[str]) -> str:
     return f"{base}.{number}"
 
 
-__all__ = ["LONGEST", "Tabled", "inside", "ropes", "tabled"]
+__all__ = ["AngleTable", "gathered", "inside", "ropes"]

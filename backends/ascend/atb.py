@@ -110,13 +110,15 @@ class Prepared:
     - "layer": i32 [1], 0
     - "ids": i32 [rows], token ids or positions as numbers of rows; padding becomes 0. They are
       below `limit`, the rows of the shortest table that they are looked up in
+    - "angles": the same of positions in the tables of angles, whose rows are an option
     - "picked": i32 [picked], the numbers of rows that are taken, among the rows of all sequences
     - "triangle": [128, 128] in the layer's dtype, ATB's compressed causal mask
     - "mask": [sequences, tokens, slots] in the layer's dtype, added: what every query sees
 
     `of` is (positions, block table) for "slots", (positions,) for "offsets", "contexts" and "mask",
-    (block table,) for "blocks", the input itself for "ids" and "picked". `block` is the number of
-    slots that a block of the cache has.
+    to which a bool input [sequences, 1, tokens, keys] may be added that says besides what is seen,
+    (block table,) for "blocks", the input itself for "ids", "angles" and "picked". `block` is the
+    number of slots that a block of the cache has.
     """
 
     kind: str

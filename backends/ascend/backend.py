@@ -79,7 +79,8 @@ class Ascend:
         return ""
 
     def plan(self, lowered: Lowered) -> AscendPlan:
-        graph, recipes, program = program_of(lowered.graph, lowered.recipes, self.soc)
+        graph, recipes = lowered.graph, lowered.recipes
+        program = program_of(graph, self.soc)
         check_program(program, self.soc)
         tiled = {t.name for t in program.ports if t.format == "nz"}
         ports = ports_of(graph, frozenset(v for v in graph.params if v.name in tiled))

@@ -6,14 +6,14 @@ from graphdsl.errors import GraphError
 from graphdsl.expr import Poly
 from graphdsl.ir import Dim, Graph, TensorType, Value
 from graphdsl.layout import TABLE
+from graphdsl.ops.attention import attention
 from graphdsl.ops.shape import take_rows
 
 from . import atb
-from .angles import LONGEST, Recipes, Tabled, ropes, tabled
+from .angles import gathered, ropes
 from .atb import Phase, Prepared, Program, Tensor
-from .lowering_attention import operands_of
+from .lowering_attention import check_mask, operands_of
 from .lowering_graph import Axes, Setting, Shape, cache_shape, source_of
-from .lowering_parts import Live
 from .lowering_phase import Wide, phase_of
 from .target import check_soc
 
@@ -21,20 +21,17 @@ NARROW = ("f16", "bf16")
 POSITIONED = ("attention", "kv_append")
 
 
-def program_of(graph: Graph, recipes: Recipes, soc: str,
-               longest: int = LONGEST) -> tuple[Graph, Recipes, Program]:
-    """The graph and the recipes with tables of rotary angles, for positions below `longest`, and
-    the program that runs the graph.
+def program_of(graph: Graph, soc: str) -> Program:
+    """The program that runs a graph.
 
     Raises GraphError, at the user's line, for what ATB does not have.
     """
     check_soc(soc)
-    found = tabled(graph, recipes, longest)
-    graph = found.graph
     dtype = _dtype(graph, soc)
     axes, sizes = _axes(graph)
+    _check_masks(graph)
     ports = _ports(graph, axes, soc)
-    wides = _wides(found, dtype)
+    wides = _wides(graph, dtype)
     prepared: dict[str, Prepared] = {}
     kept: dict[str, Tensor] = {}
     results = tuple(Tensor(f"output{i}", v.dtype, axes.matrix(source_of(v)))
@@ -43,12 +40,11 @@ def program_of(graph: Graph, recipes: Recipes, soc: str,
     phases: list[Phase] = []
     for name in _phase_names(graph):
         setting = Setting(name, soc, dtype, axes, dict(ports), taken, prepared)
-        phase, tensors = phase_of(graph, Live(found), setting, wides)
+        phase, tensors = phase_of(graph, setting, wides)
         phases.append(phase)
         kept |= tensors
-    program = Program(graph.name, (*ports.values(), *results), tuple(prepared.values()),
-                      tuple(kept.values()), tuple(phases), dtype, sizes)
-    return graph, found.recipes, program
+    return Program(graph.name, (*ports.values(), *results), tuple(prepared.values()),
+                   tuple(kept.values()), tuple(phases), dtype, sizes)
 
 
 def _dtype(graph: Graph, soc: str) -> str:
@@ -115,6 +111,13 @@ def _first_rows(graph: Graph) -> Shape:
     return shape[:count]
 
 
+def _check_masks(graph: Graph) -> None:
+    """Raises GraphError for attention with a mask that is not one that a caller may give."""
+    paged = "contiguous" not in _phase_names(graph)
+    for node in (n for part in _inner(graph) for n in part.nodes if n.op is attention):
+        check_mask(node, paged)
+
+
 def _ports(graph: Graph, axes: Axes, soc: str) -> dict[Value, Tensor]:
     """Inputs, state and params as ATB sees them."""
     return {v: _port(v, axes, soc) for v in graph.leaves}
@@ -129,16 +132,18 @@ def _port(value: Value, axes: Axes, soc: str) -> Tensor:
         return Tensor(value.name, value.dtype, (atb.SEQUENCES, atb.PAGES), host=True)
     if value.is_param:
         return Tensor(value.name, value.dtype, value.shape)
+    if value.dtype == "bool":  # of attention, which is given what the host makes of it
+        return Tensor(value.name, value.dtype, value.shape, host=True)
     return Tensor(value.name, value.dtype, axes.matrix(value), host=value.dtype == "i32")
 
 
-def _wides(found: Tabled, dtype: str) -> dict[tuple[Value, bool], Wide]:
+def _wides(graph: Graph, dtype: str) -> dict[tuple[Value, bool], Wide]:
     """The angles that ropes read, in the full width and the dtype that ATB's Rope takes: f32 beside
     f16 where they come from a table, for Concat has no f32."""
     wides: dict[tuple[Value, bool], Wide] = {}
-    for node, resolve in ropes(found.graph):
+    for node, resolve in ropes(graph):
         for half in map(resolve, node.inputs[1:]):
-            row = found.gathered(half)
+            row = gathered(half)
             wide = "f32" if row and dtype == "f16" else dtype
             name = row.inputs[1].name.split(".")[1] if row else half.name or "angles"
             width = half.shape[2]
@@ -159,8 +164,6 @@ def _phase_names(graph: Graph) -> tuple[str, ...]:
     if "paged" in policies:
         return ("prefill", "decode")
     return ("contiguous",) if policies else ("decode",)
-
-
 
 
 __all__ = ["program_of"]

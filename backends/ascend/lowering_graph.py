@@ -174,7 +174,8 @@ class Builder:
                  limit: int = 0) -> Seen:
         """A tensor that the runner computes from leaves."""
         of = tuple(map(self.resolve, of))
-        parts = [kind, of[0].name if kind == "ids" else "", f"w{window}" if window else ""]
+        told = kind in ("ids", "angles") or (kind == "mask" and len(of) > 1)
+        parts = [kind, of[-1].name if told else "", f"w{window}" if window else ""]
         name = free_name(identifier("_".join(part for part in parts if part)), self.setting.ports)
         known = self.setting.prepared
         before = known.get(name)

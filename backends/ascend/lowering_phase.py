@@ -27,7 +27,7 @@ from .lowering_graph import (
     source_of,
 )
 from .lowering_math import GATHER, RULES, index_of
-from .lowering_parts import Live, Part, parts_of
+from .lowering_parts import Part, live_nodes, parts_of
 
 HINTS = {
     "gelu": "gelu_tanh is what ATB has",
@@ -62,14 +62,13 @@ class _Built:
     builder: Builder
 
 
-def phase_of(graph: Graph, live: Live, setting: Setting,
-             wides: Wides) -> tuple[Phase, dict[str, Tensor]]:
+def phase_of(graph: Graph, setting: Setting, wides: Wides) -> tuple[Phase, dict[str, Tensor]]:
     """The phase of `setting`, and the tensors that its graphs leave to each other."""
     built: list[_Built] = []
     plain = _plain(graph)
-    for part in parts_of(graph, live):
+    for part in parts_of(graph):
         node = part.repeat
-        made = (_Built(part, _of_repeat(node, live, setting, wides)) if node
+        made = (_Built(part, _of_repeat(node, setting, wides)) if node
                 else _Built(part, _of_nodes(part, setting, wides)))
         built.append(made)
         setting.outside.update(_new(made, setting, plain))
@@ -85,7 +84,7 @@ def _of_nodes(part: Part, setting: Setting, wides: Wides) -> Builder:
     return builder
 
 
-def _of_repeat(node: Node, live: Live, setting: Setting, wides: Wides) -> Builder:
+def _of_repeat(node: Node, setting: Setting, wides: Wides) -> Builder:
     """The body of a repeat. What its leaves are differs from turn to turn, but not their shapes."""
     assert node.body is not None
     operands = operands_of(node, node.inputs)
@@ -101,7 +100,7 @@ def _of_repeat(node: Node, live: Live, setting: Setting, wides: Wides) -> Builde
     for leaf in node.body.params:
         inner[leaf] = Tensor(leaf.name, leaf.dtype, leaf.shape)
     builder = Builder(replace(setting, outside=inner), inside(node))
-    lower_nodes(builder, live.nodes(node.body, inside(node)), wides)
+    lower_nodes(builder, live_nodes(node.body, inside(node)), wides)
     return builder
 
 
@@ -150,7 +149,7 @@ def _widen(b: Builder, half: Value, interleaved: bool, wide: Wide) -> None:
         assert positions is not None
         assert isinstance(limit, int)
         lead = b.setting.axes.matrix(positions)
-        picks = b.prepared("ids", lead, (positions,), limit=limit)
+        picks = b.prepared("angles", lead, (positions,), limit=limit)
         shape = b.setting.axes.matrix(value)
         gathered = (b.output(value) if value.dtype == "f32" else
                     b.new(f"{value.name}_f32", shape, "f32"))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from graphdsl.backend import Target
 from graphdsl.errors import GraphError
 
+from .angles import AngleTable
+
 SOCS = ("910b", "310p")
 """910b: Atlas A2 and A3, caches as they are. 310p: caches in tiles (NZ), f16 alone."""
 BLOCK = 128
@@ -39,7 +41,8 @@ def target(soc: str = "910b") -> Target:
                   why_not=(("f32", "ATB's RmsNorm, Rope, attention and MUL take f16 and bf16 only"),
                            ("bf16", "a 310p has none")),
                   zero_padding=False, padded_policies=frozenset({"paged"}),
-                  fuses_loops=False, epilogue_matmuls=0)
+                  fuses_loops=False, epilogue_matmuls=0,
+                  passes=(AngleTable(),))
 
 
 __all__ = ["BLOCK", "SOCS", "TAKEN", "check_soc", "taken", "target"]

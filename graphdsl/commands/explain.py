@@ -23,7 +23,9 @@ def run(args: argparse.Namespace, session: Session) -> int:
     backend = find_backend(args.backend, args.soc)
     target = backend.target
     if args.rule:
-        _check_rule(args.rule, {*PASS_RULES, *(r.name for r in (*FUSIONS, *groups(target)))})
+        own = (name for each in target.passes for name in each.rules)
+        fusions = (r.name for r in (*FUSIONS, *groups(target)))
+        _check_rule(args.rule, {*PASS_RULES, *own, *fusions})
     lowered = run_pipeline(source.graph, target, dict(args.passes))
     if args.format == "json":
         say(json.dumps(records(lowered.report, Lines(), args.rule or ""), indent=1))

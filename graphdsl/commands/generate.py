@@ -18,7 +18,7 @@ from graphdsl.hf.sampling import Sampling
 from graphdsl.hf.stream import TextStream
 from graphdsl.hf.tokenizer import encode_prompt
 from graphdsl.lazy import torch
-from graphdsl.passes.pipeline import PIPELINE, configured
+from graphdsl.passes.pipeline import configured, passes_for
 
 if TYPE_CHECKING:
     from graphdsl.hf.model import LanguageModel
@@ -31,7 +31,7 @@ def run(args: argparse.Namespace, session: Session) -> int:
     texts = _texts(args)
     backend = find_backend(args.backend, args.soc)
     check_dtype(args.dtype or DTYPE, backend)
-    configured(PIPELINE, dict(args.passes), backend.target)
+    configured(passes_for(backend.target), dict(args.passes), backend.target)
     check_folder("GRAPHDSL_CACHE", session.cache)
     Sampling(**_choices(args))
     model = _open(args, session)

@@ -13,7 +13,7 @@ from typing import TextIO
 from graphdsl.backend import find_backend
 from graphdsl.builder import BuildOptions, check_dtype
 from graphdsl.errors import GraphError
-from graphdsl.passes.pipeline import PIPELINE, configured
+from graphdsl.passes.pipeline import configured, passes_for
 from graphdsl.source import Source, load_source
 
 
@@ -65,7 +65,7 @@ class Session:
         that is not there, before the file is run."""
         backend = find_backend(args.backend, args.soc)
         check_dtype(args.dtype or backend.target.layer_dtype, backend)
-        configured(PIPELINE, dict(args.passes), backend.target)
+        configured(passes_for(backend.target), dict(args.passes), backend.target)
         self.progress.begin("trace")
         source = load_source(args.file, dict(args.settings), args.dtype,
                              default=backend.target.layer_dtype)

@@ -8,7 +8,7 @@ from graphdsl.backend import Backend, find_backend
 from graphdsl.commands.session import Session, say
 from graphdsl.errors import GraphError
 from graphdsl.ir import Graph
-from graphdsl.passes.pipeline import PIPELINE, Lowered, count, run_pipeline
+from graphdsl.passes.pipeline import Lowered, count, passes_for, run_pipeline
 from graphdsl.printer import dot, text
 from graphdsl.seeing.code import generated_code
 from graphdsl.seeing.drawing import svg
@@ -22,13 +22,13 @@ HEADINGS = {"text": "== {} ==", "dot": "// {}", "svg": "<!-- {} -->"}
 
 def run(args: argparse.Namespace, session: Session) -> int:
     """Prints one graph, or with --all every stage under a heading; as html, one page."""
-    names = [each.name for each in PIPELINE]
+    backend = find_backend(args.backend, args.soc)
+    names = [each.name for each in passes_for(backend.target)]
     if args.after and args.after not in names:
         raise GraphError(f"no pass {args.after}", hint=f"passes: {', '.join(names)}")
     if args.format == "html" and session.progress.is_terminal:
         raise GraphError("--format html is a page for a browser, not for a terminal",
                          hint=f"graphdsl show {args.file} --all --format html > page.html")
-    backend = find_backend(args.backend, args.soc)
     source = session.source(args)
     graphs = [("trace", source.graph)]
     lowered = Lowered(source.graph)

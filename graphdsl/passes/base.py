@@ -66,6 +66,12 @@ class Pass(Protocol):
     def run(self, graph: Graph, target: Target) -> Result: ...
 
 
+class BackendPass(Pass, Protocol):
+    """A pass that a Target brings. `rules` are the names under which it reports."""
+
+    rules: ClassVar[tuple[str, ...]]
+
+
 class CheckFailed(Exception):
     """Something that graphdsl verified about its own work does not hold (exit code 1)."""
 

@@ -23,6 +23,7 @@ from graphdsl.passes.loops import FuseLoops
 from graphdsl.passes.memory import CheckMemory
 from graphdsl.passes.precision import CheckDtypes, KeepF32
 from graphdsl.passes.prologues import FusePrologues
+from graphdsl.passes.rewrite import substitute
 from graphdsl.passes.roll import Roll
 from graphdsl.passes.rotate import Rotate
 from graphdsl.passes.verify import Expected, problem_of
@@ -47,6 +48,7 @@ PIPELINE: tuple[Pass, ...] = (
     FusePrologues(),  # loops are whole: what they make and who reads it is known
     CheckMemory(),    # last: holds for the graph that is planned
 )
+"""The passes for every target; those of a target's own come before the last one."""
 
 Observe = Callable[[str, Graph], None]
 Options = Mapping[str, Mapping[str, str]]
@@ -74,10 +76,15 @@ class Lowered:
     report: tuple[PassReport, ...] = ()
 
 
+def passes_for(target: Target) -> tuple[Pass, ...]:
+    """All passes, in order: the common ones, and those that the target brings."""
+    return (*PIPELINE[:-1], *target.passes, PIPELINE[-1])
+
+
 def run_pipeline(graph: Graph, target: Target, options: Options | None = None,
                  verify: bool = False, observe: Observe | None = None,
-                 passes: tuple[Pass, ...] = PIPELINE) -> Lowered:
-    """`graph` after all passes, for `target`.
+                 passes: tuple[Pass, ...] | None = None) -> Lowered:
+    """`graph` after all passes for `target`, or after `passes` alone.
 
     `options` are those of `--pass NAME:key=value`, by pass. With `verify`, the graph is run in the
     reference before and after every pass, on random inputs. `observe` gets the name of every pass
@@ -88,8 +95,8 @@ def run_pipeline(graph: Graph, target: Target, options: Options | None = None,
     """
     lowered = Lowered(graph)
     check("trace", lowered)
-    chosen = configured(passes, options or {}, target)
-    expected = Expected.of(graph) if verify else None
+    chosen = configured(passes_for(target) if passes is None else passes, options or {}, target)
+    expected = Expected.of(graph, target.zero_padding) if verify else None
     for each in chosen:
         with _uncollected():
             after = run_pass(each, lowered, target)
@@ -121,11 +128,25 @@ def run_pass(each: Pass, lowered: Lowered, target: Target) -> Lowered:
     seconds = time.perf_counter() - start
     report = PassReport(each.name, seconds, count(lowered.graph), count(result.graph),
                         result.fired, result.missed)
-    after = Lowered(result.graph, {**lowered.recipes, **result.recipes},
-                    (*lowered.report, report))
+    made = {name: unfolded(recipe, lowered.recipes) for name, recipe in result.recipes.items()}
+    after = Lowered(result.graph, {**lowered.recipes, **made}, (*lowered.report, report))
     if result.graph is not lowered.graph:
         check(each.name, after)
     return after
+
+
+def unfolded(recipe: Graph, recipes: Mapping[str, Graph]) -> Graph:
+    """A recipe that reads what a checkpoint has: params that earlier passes have made are made in
+    it."""
+    known = {p: recipes[p.name] for p in recipe.params if p.name in recipes}
+    if not known:
+        return recipe
+    params = (*(p for p in recipe.params if p not in known),
+              *(p for made in known.values() for p in made.params))
+    named = {p.name: p for p in params}
+    new = {p: named[p.name] for p in params if named[p.name] is not p}
+    new |= {p: made.outputs[0] for p, made in known.items()}
+    return substitute(recipe, new, params=tuple(named.values()))
 
 
 def check(name: str, lowered: Lowered) -> None:

@@ -102,23 +102,26 @@ def _repeat_problem(node: Node) -> str:
 
 @dataclass(frozen=True)
 class Expected:
-    """Random inputs of a graph, and its outputs for them in the reference, in f64."""
+    """Random inputs of a graph, and its outputs for them in the reference, in f64. With `padding`,
+    the rows of padding count too."""
 
     source: Graph
     given: Samples
     outputs: list[Tensor]
+    padding: bool
 
     @staticmethod
-    def of(graph: Graph) -> Expected:
+    def of(graph: Graph, padding: bool = True) -> Expected:
         given = samples(graph, seed=0)
         outputs = reference_outputs(graph, given)
-        return Expected(graph, given, without_padding(graph, given, outputs))
+        return Expected(graph, given, without_padding(graph, given, outputs, not padding),
+                        padding)
 
     def check(self, name: str, graph: Graph, recipes: Mapping[str, Graph]) -> None:
         """Raises CheckFailed, naming the pass that returned `graph`, where its outputs differ by
         more than the tolerance of f64."""
         found = without_padding(self.source, self.given,
-                                reference_outputs(graph, self.given, recipes))
+                                reference_outputs(graph, self.given, recipes), not self.padding)
         worst = max(map(error_of, found, self.outputs), default=0.0)
         if not worst <= TOLERANCE["f64"]:
             raise CheckFailed(f"pass {name} changes the numbers: max relative error {worst:.2g} "

@@ -79,7 +79,7 @@ def _prepared(step: Step, prepared: atb.Prepared) -> Array | None:
         return torch.full((sequences,), tokens, dtype=torch.int32)
     if prepared.kind == "layer":
         return torch.zeros(1, dtype=torch.int32)
-    if prepared.kind == "ids":
+    if prepared.kind in ("ids", "angles"):
         assert int(of[0].max()) < prepared.limit
         return of[0].reshape(-1).clamp_min(0)
     if prepared.kind == "picked":

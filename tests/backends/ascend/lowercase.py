@@ -7,6 +7,7 @@ from typing import Any
 from graphdsl.backends.ascend.atb import Graph, Program
 from graphdsl.backends.ascend.lowering import program_of
 from graphdsl.backends.ascend.target import target
+from graphdsl.ir import Graph as Traced
 from graphdsl.layer import Layer, trace
 from graphdsl.models import glm, gpt2, llama, qwen
 from graphdsl.passes.pipeline import run_pipeline
@@ -19,11 +20,12 @@ GLM = glm.Config(**SIZES, head_dim=32, rotary_dim=16)
 GPT2 = gpt2.Config(vocab=48, hidden=64, heads=4, ffn=96, layers=2, max_positions=64)
 
 
-def program(layer: Layer, dtype: str = "f16", soc: str = "910b", policy: str = "paged") -> Program:
+def program(layer: Layer | Traced, dtype: str = "f16", soc: str = "910b",
+            policy: str = "paged") -> Program:
     """The program of a layer or model."""
     options = {"kv_layout": {"policy": policy}} if policy != "paged" else {}
     lowered = run_pipeline(trace(layer, dtype), target(soc), options)
-    return program_of(lowered.graph, lowered.recipes, soc)[2]
+    return program_of(lowered.graph, soc)
 
 
 def graph(made: Program, phase: str, part: str = "") -> Graph:

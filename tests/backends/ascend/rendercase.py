@@ -103,7 +103,7 @@ class Llama:
         """By the names of their tensors."""
         given = ("positions", "block_table")
         made = (
-            Prepared("ids", Tensor("rows_of_angles", "i32", (ROWS,)), given[:1], limit=LONGEST),
+            Prepared("angles", Tensor("rows_of_angles", "i32", (ROWS,)), given[:1], limit=LONGEST),
             Prepared("slots", Tensor("slots", "i32", (ROWS,)), given, block=BLOCK),
             Prepared("lengths", Tensor("lengths", "i32", (SEQUENCES,), host=True)),
             Prepared("triangle", Tensor("triangle", self.dtype, (128, 128))),

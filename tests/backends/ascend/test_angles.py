@@ -7,15 +7,13 @@ import torch
 from lowercase import GLM, LLAMA
 
 from graphdsl import Layer, Value
-from graphdsl.backends.ascend.angles import Tabled, tabled
+from graphdsl.backends.ascend.angles import AngleTable, gathered
 from graphdsl.backends.ascend.target import target
 from graphdsl.errors import GraphError
-from graphdsl.ir import Graph
 from graphdsl.layer import trace
 from graphdsl.models import glm, llama
 from graphdsl.ops import embedding, merge_heads, rope, rope_angles, split_heads
-from graphdsl.passes.pipeline import Lowered, run_pipeline
-from graphdsl.passes.verify import problem_of
+from graphdsl.passes.pipeline import PIPELINE, Lowered, run_pipeline
 from graphdsl.printer import text
 from graphdsl.recipes import recipe_inputs, recipe_json, run_recipe
 from graphdsl.reference import run
@@ -37,27 +35,26 @@ class Turned(Layer):
         return y
 
 
-def _lowered(layer: Layer) -> Lowered:
-    return run_pipeline(trace(layer, "f16"), target("910b"))
+def _before(layer: Layer) -> Lowered:
+    return run_pipeline(trace(layer, "f16"), target("910b"), passes=PIPELINE)
 
 
-def _tabled(layer: Layer, longest: int = 16) -> Tabled:
-    lowered = _lowered(layer)
-    return tabled(lowered.graph, lowered.recipes, longest)
+def _tabled(layer: Layer, rows: int = 16, verify: bool = False) -> Lowered:
+    options = {"angle_table": {"rows": str(rows)}}
+    return run_pipeline(trace(layer, "f16"), target("910b"), options, verify)
 
 
-def _params(found: Tabled) -> dict[str, torch.Tensor]:
-    return {name: run_recipe(recipe_json(recipe), {}) for name, recipe in found.recipes.items()}
+def _params(lowered: Lowered) -> dict[str, torch.Tensor]:
+    return {p.name: run_recipe(recipe_json(lowered.recipes[p.name]), {})
+            for p in lowered.graph.params if p.name in lowered.recipes}
 
 
 @pytest.mark.parametrize("interleaved", [False, True])
 def test_a_graph_with_tables_computes_the_same(interleaved: bool) -> None:
     layer = Turned(interleaved=interleaved)
-    graph, found = _lowered(layer).graph, _tabled(layer)
-    assert not problem_of(found.graph)
+    before, found = _before(layer), _tabled(layer, verify=True)
     x = torch.randn(2, 4, 64).half()
-    old = {n: run_recipe(recipe_json(r), {}) for n, r in _lowered(layer).recipes.items()}
-    expected = run(graph, {"x": x, "positions": POSITIONS}, old)[0]
+    expected = run(before.graph, {"x": x, "positions": POSITIONS}, _params(before))[0]
     ours = run(found.graph, {"x": x, "positions": POSITIONS}, _params(found))[0]
     seen = POSITIONS >= 0
     assert torch.equal(ours[seen], expected[seen])
@@ -77,16 +74,16 @@ def test_halves_are_equal_or_pairs_are() -> None:
 def test_frequencies_that_only_angles_read_are_no_params() -> None:
     found = _tabled(Turned())
     assert [p.name for p in found.graph.params] == ["angles.cos.0", "angles.sin.0"]
-    assert list(found.recipes) == ["angles.cos.0", "angles.sin.0"]
-    assert not any(recipe_inputs(recipe_json(r)) for r in found.recipes.values())
+    made = [recipe_json(found.recipes[p.name]) for p in found.graph.params]
+    assert not any(map(recipe_inputs, made))
 
 
 def test_one_table_serves_all_layers_of_a_repeat() -> None:
     for model in (llama.Llama(LLAMA), glm.Glm(GLM)):
         found = _tabled(model)
-        assert found.tables == {"angles.cos.0", "angles.sin.0"}
+        tables = {p.name for p in found.graph.params if p.name.startswith("angles.")}
+        assert tables == {"angles.cos.0", "angles.sin.0"}
         assert text(found.graph).count("embedding(") == 3
-        assert not problem_of(found.graph)
 
 
 def test_lines_and_rules_are_kept() -> None:
@@ -96,10 +93,10 @@ def test_lines_and_rules_are_kept() -> None:
 
 
 def test_angles_that_are_given_stay() -> None:
-    lowered = _lowered(llama.LlamaLayer(LLAMA))
-    found = tabled(lowered.graph, lowered.recipes)
-    assert found.graph is lowered.graph
-    assert not found.tables
+    graph = _before(llama.LlamaLayer(LLAMA)).graph
+    result = AngleTable().run(graph, target("910b"))
+    assert result.graph is graph
+    assert not result.fired
 
 
 def test_rows_of_a_users_own_table_are_not_taken_for_ours() -> None:
@@ -114,10 +111,8 @@ def test_rows_of_a_users_own_table_are_not_taken_for_ours() -> None:
             y: Value = merge_heads(rope(split_heads(x, 4), row[..., :8], row[..., 8:]))
             return y
 
-    lowered = _lowered(Own(LLAMA))
-    found = tabled(lowered.graph, lowered.recipes)
-    (node,) = (n for n in found.graph.nodes if n.name == "rope")
-    assert found.gathered(node.inputs[1]) is None
+    (node,) = (n for n in _tabled(Own(LLAMA)).graph.nodes if n.name == "rope")
+    assert gathered(node.inputs[1]) is None
 
 
 def test_angles_of_both_kinds_of_rope_are_refused() -> None:
@@ -133,8 +128,25 @@ def test_angles_of_both_kinds_of_rope_are_refused() -> None:
 
 
 def test_the_graph_that_was_given_is_not_changed() -> None:
-    lowered = _lowered(Turned())
-    before = text(lowered.graph)
-    tabled(lowered.graph, lowered.recipes)
-    assert text(lowered.graph) == before
-    assert isinstance(lowered.graph, Graph)
+    graph = _before(Turned()).graph
+    before = text(graph)
+    assert AngleTable().run(graph, target("910b")).fired
+    assert text(graph) == before
+
+
+def test_running_it_twice_changes_nothing() -> None:
+    found = _tabled(llama.Llama(LLAMA))
+    assert AngleTable().run(found.graph, target("910b")).graph is found.graph
+
+
+def test_what_it_did_is_reported_at_the_users_line() -> None:
+    (report,) = (r for r in _tabled(Turned()).report if r.name == "angle_table")
+    assert [str(f).partition(" at ")[0] for f in report.fired] == ["AngleTable", "AngleTable"]
+    assert {f.loc.file for f in report.fired if f.loc} == {__file__}
+
+
+@pytest.mark.parametrize("rows", [0, -3, 1 << 21])
+def test_numbers_of_rows_that_no_cache_has_are_refused(rows: int) -> None:
+    with pytest.raises(GraphError, match=f"angle_table:rows={rows}: wanted 1 to 1048576") as caught:
+        _tabled(Turned(), rows=rows)
+    assert caught.value.hint == "the default is 32768"

@@ -271,3 +271,16 @@ def test_a_build_against_an_installation(command: Command, monkeypatch: pytest.M
     monkeypatch.setenv("LD_LIBRARY_PATH", "")
     with pytest.raises(GraphError, match=r"does not load: libatb\.so: cannot open shared object"):
         load(emitted(out))
+
+
+def test_passes_of_the_backend_are_shown_explained_and_have_options(command: Command) -> None:
+    options = [LAYER, *SMALL, "--backend", "ascend", "--pass", "angle_table:rows=77"]
+    _, out, _ = command("show", *options, "--after", "angle_table")
+    assert "param angles.cos.0 : f32[77, 16]" in out.replace("%", "")
+    _, out, _ = command("explain", *options, "--rule", "AngleTable")
+    assert out.endswith("AngleTable fired twice, nearly 0 times\n")
+    code, _, error = command("show", LAYER, "--after", "angle_table")
+    assert code == 2
+    assert "angle_table" not in error.partition("hint")[2]
+    code, _, error = command("build", *options[:-1], "angle_table:rows=0")
+    assert (code, "--pass angle_table:rows=0: wanted 1 to 1048576" in error) == (2, True)

@@ -117,10 +117,12 @@ def _made(make: Callable[[], Layer], contiguous: bool, dtype: str,
     """A traced graph, and the recipes and the program of what the passes make of it."""
     graph = trace(make(), dtype)
     options = {"policy": "contiguous"} if contiguous else {"policy": "paged", "block": str(BLOCK)}
-    lowered = run_pipeline(graph, target(soc), {"kv_layout": options})
-    _, recipes, program = program_of(lowered.graph, lowered.recipes, soc, longest=64)
+    lowered = run_pipeline(graph, target(soc), {"kv_layout": options,
+                                                "angle_table": {"rows": "64"}})
+    program = program_of(lowered.graph, soc)
     check_program(program, soc)
-    return graph, recipes, program
+    made = {p.name: r for p in lowered.graph.params if (r := lowered.recipes.get(p.name))}
+    return graph, made, program
 
 
 def _check(make: Callable[[], Layer], case: str, dtype: str = "f16", soc: str = "910b") -> None:

@@ -108,7 +108,8 @@ def test_weights_that_are_bound_later_count(sequences: Sequences) -> None:
 
 def test_a_position_beyond_the_tables_of_angles_is_refused(sequences: Sequences) -> None:
     sequences = replace(sequences, pages=5)
-    wanted = f"LlamaLayer: positions holds {LONGEST}, but a table .* has {LONGEST} rows"
+    wanted = (f"LlamaLayer: positions holds {LONGEST}, but a table .* has {LONGEST} rows(.|\n)*"
+              "hint: .* --pass angle_table:rows=N")
     with pytest.raises(RuntimeError, match=wanted):
         sequences.step(tokens(1), at(LONGEST, 1))
     x = tokens(3)  # and the library goes on

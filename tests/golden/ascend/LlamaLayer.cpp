@@ -81,7 +81,7 @@ const gdsl::Program& gdsl::TheProgram() {
       4, 14, 5, 8,  // dims, ports, the first param, params
       {IN_POSITIONS},  // positions
       {
-          {gdsl::Kind::ids, HOST_ROWS_OF_ANGLES, {IN_POSITIONS}, 0, 0, 64},
+          {gdsl::Kind::angles, HOST_ROWS_OF_ANGLES, {IN_POSITIONS}, 0, 0, 64},
           {gdsl::Kind::slots, HOST_SLOTS, {IN_POSITIONS, STATE_BLOCK_TABLE}, 16, 0, 0},
           {gdsl::Kind::lengths, HOST_LENGTHS, {}, 0, 0, 0},
           {gdsl::Kind::triangle, HOST_TRIANGLE, {}, 0, 0, 0},

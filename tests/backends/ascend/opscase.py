@@ -16,8 +16,8 @@ import graphdsl.backends.ascend.emulation_build as building
 
 DRIVER = Path(__file__).parent / "emulation" / "ops_driver.cpp"
 F16, BF16, F32 = torch.float16, torch.bfloat16, torch.float32
-DTYPES = {torch.float32: 0, torch.float16: 1, torch.int8: 2, torch.int32: 3, torch.int64: 9,
-          torch.bfloat16: 27}
+DTYPES = {torch.float32: 0, torch.float16: 1, torch.int8: 2, torch.int32: 3, torch.uint32: 8,
+          torch.int64: 9, torch.bfloat16: 27}
 ND, NZ = 2, 29
 TOLERANCE = {torch.float16: 2e-3, torch.bfloat16: 1.6e-2, torch.float32: 2e-5}
 
@@ -125,25 +125,40 @@ class Ops:
         finally:
             self.library.ops_destroy(handle)
 
+    def infer(self, name: str, *inputs: Arg, **fields: Field) -> list[tuple[int, ...]]:
+        """The shapes of its outputs; nothing is computed."""
+        handle = self.create(name, **fields)
+        try:
+            made = self._infer(handle, [plain_of(arg) for arg in inputs])
+            return [tuple(desc.sizes[:desc.dims]) for desc in made]
+        finally:
+            self.library.ops_destroy(handle)
+
     def refused(self, name: str, *inputs: Arg, **fields: Field) -> AtbError:
         """Why an operation was not made or not run."""
         with pytest.raises(AtbError, match="Operation: ") as caught:
             self(name, *inputs, **fields)
         return caught.value
 
-    def _run(self, handle: ctypes.c_void_p, inputs: list[Plain], tensors: list[torch.Tensor],
-             in_place: Sequence[int]) -> tuple[torch.Tensor, ...]:
+    def _infer(self, handle: ctypes.c_void_p, inputs: list[Plain]) -> list[Plain]:
         given, made = (Plain * len(inputs))(*inputs), (Plain * 8)()
         count = ctypes.c_int32()
         self._check(self.library.ops_infer(handle, given, len(inputs), made, ctypes.byref(count)))
+        return made[:count.value]
+
+    def _run(self, handle: ctypes.c_void_p, inputs: list[Plain], tensors: list[torch.Tensor],
+             in_place: Sequence[int]) -> tuple[torch.Tensor, ...]:
+        made = self._infer(handle, inputs)
         types = {code: dtype for dtype, code in DTYPES.items()}
         outputs = [tensors[index] for index in in_place]
-        for desc in made[len(outputs):count.value]:
+        for desc in made[len(outputs):]:
             outputs.append(torch.full(desc.sizes[:desc.dims], 77, dtype=types[desc.dtype]))
-        for desc, tensor in zip(made, outputs, strict=False):
+        for desc, tensor in zip(made, outputs, strict=True):
             assert tuple(desc.sizes[:desc.dims]) == tuple(tensor.shape)
             desc.device = tensor.data_ptr()
-        self._check(self.library.ops_execute(handle, given, len(inputs), made, count))
+        self._check(self.library.ops_execute(
+            handle, (Plain * len(inputs))(*inputs), len(inputs), (Plain * len(made))(*made),
+            len(made)))
         return tuple(outputs)
 
     def _check(self, status: int) -> None:

@@ -11,9 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from graphdsl.borders.kept import Kept
+from graphdsl.backend import Target, find_backend
+from graphdsl.borders.atb_caches import ORDER, caches_for
+from graphdsl.borders.atb_param import check_param
 from graphdsl.borders.masks import with_mask
-from graphdsl.builder import BuildOptions, build_graph
+from graphdsl.builder import BuildOptions, build_graph, check_dtype
 from graphdsl.errors import GraphError
 from graphdsl.ir import Graph, size_value
 from graphdsl.layer import Layer, trace
@@ -28,8 +30,9 @@ INPUTS = ("x", "positions", "cos", "sin")
 BEHIND = ("position_ids", "cos_table", "sin_table", "mask", "past_key", "past_value")
 GROWN = ("hidden", "mask", "past_key", "past_value")
 """Tensors that differ from call to call."""
-ORDER = "sbnd"
 WANTED = "[seq, batch, kv_heads, dim]"
+HIDES = -9000.0
+"""A number that is added to a score, and that is no more than this, hides a key."""
 
 
 @dataclass(frozen=True)
@@ -58,34 +61,64 @@ class AtbLayer:
     """A decoder Layer that takes x, positions, cos and sin and has one KV cache, called as an
     Operation of ATB is: see `execute`.
 
-    It is built for the dtype of `options`, once without and once with every kind of mask that it
-    is given, at the first call that needs it. It owns the cache: a buffer of `reserve` rows to
-    spare, [capacity, batch, kv_heads, dim], of which `present` is a view, so that a past that is
-    the present of an earlier call is not copied.
+    It is built for the backend and dtype of `options`, once without and once with every kind of
+    mask that it is given, at the first call that needs it. It owns the cache: a buffer of `reserve`
+    rows to spare, of which `present` is a view, so that a past that is the present of an earlier
+    call is not copied. Caches of a 310p lie in tiles, of which there are no views: presents are
+    views of a second buffer, into which every call copies its new rows.
+
+    One caller at a time: `twin` makes others. `name` is that of the layer, and how errors begin.
 
     Raises GraphError for a Layer that takes something else or keeps its cache in another order.
     """
 
     def __init__(self, layer: Layer, options: BuildOptions, reserve: int = 1024) -> None:
-        layouts = {**options.passes, "kv_layout": {"order": ORDER}}
+        backend = find_backend(options.backend, options.soc)
+        check_dtype(options.dtype, backend)
+        self._target = backend.target
+        layouts = {**options.passes, "kv_layout": _layout(self._target)}
         self._options = replace(options, passes=layouts, out=None)
         self._graph = trace(layer, options.dtype)
-        self._widths = _widths(self._graph)
+        self._widths = _widths(self._graph, _order(self._target))
+        self.name = self._graph.name
         self.weights = tuple(v.name for v in self._graph.params)
         self._operators: dict[str, Operator] = {}
+        self._reserve = reserve
+        self._forget()
+
+    def _forget(self) -> None:
+        """Without weights, tables or rows."""
         self._given: tuple[weakref.ref[Tensor], ...] = ()
         self._packed: list[tuple[Json, list[Tensor]]] = []
         self._tables: dict[str, _Table] = {}
-        self._kept = Kept(ORDER, reserve)
+        self._caches = caches_for(_order(self._target), self._target.kv_storage, self._reserve)
 
     def __repr__(self) -> str:
-        return f"AtbLayer({self._graph.name!r}, dtype={self._options.dtype!r})"
+        return (f"AtbLayer({self.name!r}, backend={self._options.backend!r}, "
+                f"dtype={self._options.dtype!r})")
+
+    def twin(self) -> AtbLayer:
+        """Another of the same builds, with weights and a cache of its own: what another layer of a
+        model, or another thread, has."""
+        other = object.__new__(AtbLayer)
+        vars(other).update(vars(self))
+        other._forget()
+        return other
+
+    def set_name(self, name: str) -> None:
+        """How its errors begin from now on."""
+        self.name = name
+
+    def set_param(self, text: str) -> None:
+        """Checks the JSON that ATB's Operation would take its numbers from. Raises GraphError
+        where they are not those that the layer was built with."""
+        check_param(self.name, self._graph, text)
 
     @property
     def copied_bytes(self) -> int:
-        """The bytes of caches that were copied so far: pasts that were no presents of ours, and
-        buffers that had to grow."""
-        return sum(self._kept.copied.values())
+        """The bytes of caches that were copied so far: pasts that were no presents of ours, buffers
+        that had to grow, and what goes into tiles and out of them."""
+        return self._caches.copied_bytes
 
     def execute(self, tensors: Sequence[Tensor | None]) -> list[Tensor]:
         """[hidden, *weights, position_ids, cos_table, sin_table, mask, past_key, past_value] ->
@@ -99,6 +132,9 @@ class AtbLayer:
         attention is causal either way; past and present are [seq, batch, kv_heads, dim], that is
         transformers' caches permuted by (2, 0, 1, 3); a past of seq 0 begins a new sequence.
 
+        All tensors are where the operator runs; position_ids and mask may be on the CPU as well.
+        Where attention is ATB's own a mask may only hide: what is added is 0 or at most -9000.
+
         A present is a view of the buffer, and holds its rows until a call is given a past that
         ends before them or that is not a present. Raises GraphError, before anything is changed,
         for tensors of other numbers, shapes, dtypes, or an order that can be told apart; ToolError
@@ -108,39 +144,60 @@ class AtbLayer:
         self._check_past(past, len(x))
         seen, tokens = len(past[0]), x.shape[1]
         inputs = [x, _positions(x, seen), *self._angles(at, tables, x)]
-        inputs += self._mask(mask, x, seen + tokens)
-        operator = self._operator(mask)
+        given = self._mask(mask, x, seen + tokens)
+        operator = self._operator(given)
+        self._check_place(operator, x)
         packed = self._weights(operator, weights)
-        start = self._kept.hold(past, tokens)
-        state = self._kept.view(start, self._kept.capacity - start)
-        y = operator.run(inputs, packed, state)[0]
-        return [y, *self._kept.view(start, seen + tokens)]
+        state = self._caches.begin(past, tokens)
+        y = operator.run(inputs if given is None else [*inputs, given], packed, state)[0]
+        return [y, *self._caches.end(seen, tokens)]
+
+    def execute_out(self, tensors: Sequence[Tensor | None], outputs: Sequence[Tensor]) -> None:
+        """As `execute`, with the results copied into tensors of their shapes and dtype. Raises
+        GraphError, before anything is changed, for other outputs."""
+        x, *_, past = self._read(tensors)
+        self._check_past(past, len(x))
+        rows = len(past[0]) + x.shape[1]
+        wanted = [list(x.shape), *([rows, *t.shape[1:]] for t in past)]
+        if len(outputs) != len(wanted):
+            raise GraphError(f"{self.name}: {len(outputs)} outputs given, {len(wanted)} wanted",
+                             hint="hidden, present_key, present_value")
+        for name, found, shape in zip(("hidden", "present_key", "present_value"), outputs, wanted,
+                                      strict=True):
+            if list(found.shape) != shape or found.dtype != x.dtype or found.device != x.device:
+                raise GraphError(f"{self.name}: the output {name} is {found.dtype} "
+                                 f"{list(found.shape)} on {found.device}, wanted {x.dtype} {shape} "
+                                 f"on {x.device}")
+        for target, result in zip(outputs, self.execute(tensors), strict=True):
+            target.copy_(result)
 
     def _read(self, tensors: Sequence[Tensor | None]) -> tuple[
             Tensor, list[Tensor], Tensor, list[Tensor], Tensor | None, list[Tensor]]:
         """hidden, weights, position_ids, tables, mask, past."""
         names = ("hidden", *self.weights, *BEHIND)
         if len(tensors) != len(names):
-            raise GraphError(f"{self._graph.name}: {len(tensors)} tensors given, {len(names)} "
+            raise GraphError(f"{self.name}: {len(tensors)} tensors given, {len(names)} "
                              "wanted", hint=", ".join(names))
         mask = tensors[-3] if tensors[-3] is None else self._tensor("mask", tensors[-3])
         x, *rest = [self._tensor(name, found) for name, found in zip(names, tensors, strict=True)
                     if name != "mask"]
+        for name, found in zip((name for name in names[1:] if name != "mask"), rest, strict=True):
+            if found.device != x.device and name != "position_ids":
+                raise GraphError(f"{self.name}: {name} is on {found.device}, wanted {x.device}, "
+                                 "where hidden is")
         weights, (at, *tables), past = rest[:-5], rest[-5:-2], rest[-2:]
         dtype, width = torch_dtype(self._options.dtype), self._graph.inputs[0].shape[-1]
         if x.dim() != 3 or x.dtype != dtype or x.shape[2] != width:
-            raise GraphError(f"{self._graph.name}: hidden is {x.dtype} {list(x.shape)}, wanted "
+            raise GraphError(f"{self.name}: hidden is {x.dtype} {list(x.shape)}, wanted "
                              f"{dtype} [batch, tokens, {width}]")
         return x.contiguous(), weights, at, tables, mask, past
 
     def _tensor(self, name: str, found: Tensor | None) -> Tensor:
         if not isinstance(found, torch.Tensor):
-            raise GraphError(f"{self._graph.name}: {name} is a {type(found).__name__}, wanted a "
+            raise GraphError(f"{self.name}: {name} is a {type(found).__name__}, wanted a "
                              "torch.Tensor", hint="only mask may be None; a first past has seq 0")
-        if found.device.type != "cpu":
-            raise GraphError(f"{self._graph.name}: {name} is on {found.device}, wanted the CPU")
         if found.requires_grad and torch.is_grad_enabled() and name in GROWN:
-            raise GraphError(f"{self._graph.name}: {name} requires grad, and a built operator has "
+            raise GraphError(f"{self.name}: {name} requires grad, and a built operator has "
                              "no backward", hint="call it under torch.no_grad()")
         return found
 
@@ -148,7 +205,7 @@ class AtbLayer:
         """Raises GraphError for another order, batch, size or dtype."""
         for name, found, dim in zip(BEHIND[-2:], past, self._widths.dims, strict=True):
             wanted = [batch, self._widths.kv_heads, dim]
-            label = f"{self._graph.name}: {name} is {found.dtype} {list(found.shape)}"
+            label = f"{self.name}: {name} is {found.dtype} {list(found.shape)}"
             if found.dim() != 4 or list(found.shape[1:]) != wanted:
                 raise GraphError(f"{label}, wanted {WANTED} = [seq, {', '.join(map(str, wanted))}]",
                                  hint=_permutation(name, list(found.shape), wanted))
@@ -156,12 +213,12 @@ class AtbLayer:
                 raise GraphError(f"{label}, wanted {torch_dtype(self._options.dtype)}")
         key, value = map(len, past)
         if key != value:
-            raise GraphError(f"{self._graph.name}: past_key has {key} tokens and past_value has "
+            raise GraphError(f"{self.name}: past_key has {key} tokens and past_value has "
                              f"{value}", hint=f"both are {WANTED}")
 
     def _angles(self, at: Tensor, tables: list[Tensor], x: Tensor) -> list[Tensor]:
         """cos and sin of this step, f32 [batch, tokens, rotary]."""
-        owner = self._graph.name
+        owner = self.name
         if at.shape != x.shape[:2] or at.is_floating_point() or at.dtype == torch.bool:
             raise GraphError(f"{owner}: position_ids is {at.dtype} {list(at.shape)}, wanted whole "
                              f"numbers [batch, tokens] = {list(x.shape[:2])}")
@@ -171,39 +228,53 @@ class AtbLayer:
         if least < 0 or most >= count:
             raise GraphError(f"{owner}: position_ids holds {least if least < 0 else most}, wanted "
                              f"0 to {count - 1}", hint="they are rows of cos_table and sin_table")
-        return [table.at(at.long()) for table in read]
+        rows = at.to(x.device).long()
+        return [table.at(rows) for table in read]
 
     def _table(self, name: str, found: Tensor) -> _Table:
         """A table, read once and known again by identity."""
         known = self._tables.get(name)
         if known is None or known.source() is not found:
-            rows = _columns(f"{self._graph.name}: {name}", found, self._widths.rotary)
+            rows = _columns(f"{self.name}: {name}", found, self._widths.rotary)
             known = self._tables[name] = _Table(weakref.ref(found), rows)
         return known
 
-    def _mask(self, mask: Tensor | None, x: Tensor, keys: int) -> list[Tensor]:
+    def _mask(self, mask: Tensor | None, x: Tensor, keys: int) -> Tensor | None:
         """The mask as the operator takes it, [batch, 1, tokens, keys], if there is one."""
         if mask is None:
-            return []
+            return None
         batch, tokens = x.shape[:2]
         shape = list(mask.shape)
         if shape[:-1] not in ([tokens], [batch, 1, tokens]) or shape[-1] < keys:
-            raise GraphError(f"{self._graph.name}: mask is {shape}, wanted [{tokens}, {keys}] or "
+            raise GraphError(f"{self.name}: mask is {shape}, wanted [{tokens}, {keys}] or "
                              f"[{batch}, 1, {tokens}, {keys}]",
                              hint="the keys are those of past and the new ones; more are ignored")
-        return [mask.expand(batch, 1, tokens, shape[-1]).contiguous()]
+        if mask.dtype not in self._kinds:
+            raise GraphError(f"{self.name}: mask is {mask.dtype}, wanted "
+                             f"{', '.join(map(str, self._kinds))}")
+        if _order(self._target) != ORDER and mask.dtype != torch.bool:
+            mask = _shown(self.name, mask)
+        return mask.expand(batch, 1, tokens, shape[-1]).contiguous()
+
+    @property
+    def _kinds(self) -> dict[torch.dtype, str]:
+        """The dtypes of masks."""
+        return {torch_dtype(kind): kind for kind in ("bool", "f32", self._options.dtype)}
 
     def _operator(self, mask: Tensor | None) -> Operator:
         """The operator for this kind of mask, built when it is first needed."""
-        kinds = {torch_dtype(kind): kind for kind in ("bool", "f32", self._options.dtype)}
-        if mask is not None and mask.dtype not in kinds:
-            raise GraphError(f"{self._graph.name}: mask is {mask.dtype}, wanted "
-                             f"{', '.join(map(str, kinds))}")
-        kind = "" if mask is None else kinds[mask.dtype]
+        kind = "" if mask is None else self._kinds[mask.dtype]
         if kind not in self._operators:
             graph = with_mask(self._graph, kind) if kind else self._graph
             self._operators[kind] = Operator(build_graph(graph, self._options).path)
         return self._operators[kind]
+
+    def _check_place(self, operator: Operator, x: Tensor) -> None:
+        """Raises GraphError for tensors on another kind of device than the operator runs on."""
+        wanted = operator.inputs[0].device
+        if x.device.type != wanted:
+            raise GraphError(f"{self.name}: hidden is on {x.device}, wanted {wanted}",
+                             hint=f'hidden.to("{wanted}"), and all others')
 
     def _weights(self, operator: Operator, weights: list[Tensor]) -> list[Tensor]:
         """What `operator` reads of the weights, packed once for all operators that pack alike."""
@@ -221,7 +292,18 @@ class AtbLayer:
         return packed
 
 
-def _widths(graph: Graph) -> _Widths:
+def _order(target: Target) -> str:
+    """The order of the caches of an operator: that of pasts where there is a choice."""
+    return ORDER if ORDER in target.kv_orders else target.kv_order
+
+
+def _layout(target: Target) -> dict[str, str]:
+    """What the pass that lays caches out is told."""
+    order = _order(target)
+    return {"order": ORDER} if order == ORDER else {"policy": "contiguous"}
+
+
+def _widths(graph: Graph, order: str) -> _Widths:
     """The sizes of a layer. Raises GraphError for one that cannot be called as here."""
     names = tuple(v.name for v in graph.inputs)
     if names != INPUTS or len(graph.results) != 1:
@@ -234,9 +316,9 @@ def _widths(graph: Graph) -> _Widths:
     if len(graph.state) != 2:
         raise GraphError(f"{graph.name} has {len(graph.state) // 2} KV caches, wanted 1")
     layout = graph.state[0].type.layout
-    if layout and layout.pinned and (layout.order != ORDER or not layout.is_strided):
-        raise GraphError(f"{graph.name} keeps its cache as {layout}, wanted {ORDER}",
-                         hint=f'leave KVCache without a layout, or give it "{ORDER}"')
+    if layout and layout.pinned and (layout.order != order or not layout.is_strided):
+        raise GraphError(f"{graph.name} keeps its cache as {layout}, wanted {order}",
+                         hint=f'leave KVCache without a layout, or give it "{order}"')
     key, value = ([size_value(size, {}) for size in v.shape[2:]] for v in graph.state)
     return _Widths(key[0], (key[1], value[1]), rotary)
 
@@ -245,6 +327,18 @@ def _positions(x: Tensor, past: int) -> Tensor:
     """The slots of the new tokens, i32 [batch, tokens]."""
     batch, tokens = x.shape[:2]
     return torch.arange(past, past + tokens, dtype=torch.int32).expand(batch, tokens).contiguous()
+
+
+def _shown(owner: str, mask: Tensor) -> Tensor:
+    """What is seen by a mask that is added: bool. Raises GraphError for one that does more than
+    hide keys."""
+    seen = mask == 0
+    other = mask[~(seen | (mask <= HIDES))]
+    if other.numel():
+        raise GraphError(f"{owner}: mask adds {float(other[0]):g} to a score, wanted 0, or at most "
+                         f"{HIDES:g} to hide a key", hint="a bool mask says what is seen, whatever "
+                         "the dtype; biases, as ALiBi's are, are added by the cpu backend alone")
+    return seen
 
 
 def _columns(label: str, found: Tensor, rotary: int) -> Tensor:

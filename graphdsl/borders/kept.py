@@ -97,7 +97,7 @@ class Kept:
         with torch.inference_mode(False):
             self.buffers = tuple(
                 torch.zeros([rows if i == self.axis else size for i, size in enumerate(t.shape)],
-                            dtype=t.dtype) for t in tensors)
+                            dtype=t.dtype, device=t.device) for t in tensors)
 
 
 def _others(tensor: Tensor, axis: int) -> list[int]:

@@ -7,8 +7,9 @@ from collections.abc import Callable
 import pytest
 from lowercase import LLAMA, SIZES, program
 
-from graphdsl import KVCache, Layer, Param, Value
+from graphdsl import KVCache, Layer, Param, Value, trace
 from graphdsl.backends.ascend.target import target
+from graphdsl.borders.masks import with_mask
 from graphdsl.errors import GraphError
 from graphdsl.models import gemma, llama, mixtral
 from graphdsl.ops import (
@@ -185,6 +186,21 @@ def test_attention_that_is_not_causal_is_refused() -> None:
     with pytest.raises(GraphError, match="not causal, over a KV cache") as caught:
         program(Plain(attended(causal=False)), policy="contiguous")
     assert "has causal attention" in caught.value.hint
+
+
+def test_masks_of_a_contiguous_cache_are_bool_inputs() -> None:
+    layer = llama.LlamaLayer(LLAMA)
+    made = program(with_mask(trace(layer, "f16"), "bool"), policy="contiguous")
+    mask = next(each for each in made.prepared if each.kind == "mask")
+    assert mask.of == ("positions", "mask")
+    assert next(port for port in made.ports if port.name == "mask").host
+    for kind in ("f16", "f32"):
+        with pytest.raises(GraphError, match=rf"mask of attention is {kind}\[.*input of bool\["):
+            program(with_mask(trace(layer, "f16"), kind), policy="contiguous")
+    with pytest.raises(GraphError, match=r"a mask of its own, bool\[.*over a paged cache"):
+        program(with_mask(trace(layer, "f16"), "bool"))
+    with pytest.raises(GraphError, match="mask of attention is computed"):
+        program(Plain(masked), policy="contiguous")
 
 
 def test_a_weight_that_is_an_input_is_refused() -> None:

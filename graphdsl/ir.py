@@ -35,14 +35,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TensorType:
-    """The shape and dtype of a value, and for a KV state its layout."""
+    """The shape and dtype of a value, for a KV state its layout, and for a param the format that a
+    backend keeps it in: "" is that of its rows, "nz" has tiles of 16 columns (Ascend)."""
 
     shape: tuple[Size, ...]
     dtype: str
     layout: Layout | None = None
+    format: str = ""
 
     def __str__(self) -> str:
-        layout = f"@{self.layout}" if self.layout else ""
+        layout = f"@{self.layout or self.format}" if self.layout or self.format else ""
         return f"{self.dtype}[{', '.join(map(str, self.shape))}]{layout}"
 
     @property

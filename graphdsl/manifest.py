@@ -39,6 +39,8 @@ def type_json(kind: TensorType) -> Json:
     if kind.layout:
         made["layout"] = {"order": kind.layout.order, "policy": kind.layout.policy,
                           "block": kind.layout.block, "storage": kind.layout.storage}
+    if kind.format:
+        made["format"] = kind.format
     return made
 
 

@@ -13,7 +13,7 @@ from . import atb
 from .angles import gathered, ropes
 from .atb import Phase, Prepared, Program, Tensor
 from .lowering_attention import check_mask, operands_of
-from .lowering_graph import Axes, Setting, Shape, cache_shape, source_of
+from .lowering_graph import Axes, Setting, Shape, cache_shape, source_of, weight
 from .lowering_phase import Wide, phase_of
 from .target import check_soc
 
@@ -131,7 +131,7 @@ def _port(value: Value, axes: Axes, soc: str) -> Tensor:
     if value.name == TABLE and value.kind == "state":
         return Tensor(value.name, value.dtype, (atb.SEQUENCES, atb.PAGES), host=True)
     if value.is_param:
-        return Tensor(value.name, value.dtype, value.shape)
+        return weight(value)
     if value.dtype == "bool":  # of attention, which is given what the host makes of it
         return Tensor(value.name, value.dtype, value.shape, host=True)
     return Tensor(value.name, value.dtype, axes.matrix(value), host=value.dtype == "i32")

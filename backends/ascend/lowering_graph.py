@@ -90,6 +90,15 @@ def cache_shape(type: TensorType, soc: str) -> Shape:
     return (1, atb.SEQUENCES, atb.SLOTS, heads * dim)
 
 
+def weight(param: Value) -> Tensor:
+    """A param as ATB sees it."""
+    if param.type.format != "nz":
+        return Tensor(param.name, param.dtype, param.shape)
+    n, k = param.shape
+    assert isinstance(k, int)
+    return Tensor(param.name, param.dtype, (1, k // NZ_WIDTH, n, NZ_WIDTH), "nz")
+
+
 def source_of(value: Value) -> Value:
     """The value whose elements, in the same order, `value` is."""
     while value.node is not None and value.node.op is reshape:
@@ -232,4 +241,4 @@ class Builder:
 
 
 __all__ = ["Axes", "Builder", "Fields", "Seen", "Setting", "Shape", "cache_shape", "free_name",
-           "identifier", "product", "source_of"]
+           "identifier", "product", "source_of", "weight"]

@@ -25,6 +25,7 @@ from .lowering_graph import (
     free_name,
     identifier,
     source_of,
+    weight,
 )
 from .lowering_math import GATHER, RULES, index_of
 from .lowering_parts import Part, live_nodes, parts_of
@@ -98,7 +99,7 @@ def _of_repeat(node: Node, setting: Setting, wides: Wides) -> Builder:
         inner[leaf] = Tensor(leaf.name, leaf.dtype, cache_shape(leaf.type, setting.soc),
                              setting.cache_format)
     for leaf in node.body.params:
-        inner[leaf] = Tensor(leaf.name, leaf.dtype, leaf.shape)
+        inner[leaf] = weight(leaf)
     builder = Builder(replace(setting, outside=inner), inside(node))
     lower_nodes(builder, live_nodes(node.body, inside(node)), wides)
     return builder

@@ -6,6 +6,7 @@ from graphdsl.backend import Target
 from graphdsl.errors import GraphError
 
 from .angles import AngleTable
+from .weight_format import WeightFormat
 
 SOCS = ("910b", "310p")
 """910b: Atlas A2 and A3, caches as they are. 310p: caches in tiles (NZ), f16 alone."""
@@ -42,7 +43,7 @@ def target(soc: str = "910b") -> Target:
                            ("bf16", "a 310p has none")),
                   zero_padding=False, padded_policies=frozenset({"paged"}),
                   fuses_loops=False, epilogue_matmuls=0,
-                  passes=(AngleTable(),))
+                  passes=(AngleTable(), WeightFormat("nz" if soc == "310p" else "nd")))
 
 
 __all__ = ["BLOCK", "SOCS", "TAKEN", "check_soc", "taken", "target"]

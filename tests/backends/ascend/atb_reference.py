@@ -117,7 +117,7 @@ def compute(node: atb.Node, x: list[Array]) -> list[Array]:
     fields: dict[str, Any] = dict(node.fields)
     wide = [a.float() if a.is_floating_point() else a for a in x]
     if node.op == "Linear":
-        y = wide[0] @ wide[1].T
+        y = wide[0] @ _rows_of(wide[1]).T
         return [y + wide[2] if fields["hasBias"] else y]
     if node.op == "RmsNorm":
         return _rms_norm(fields, wide, x[0].dtype)
@@ -142,6 +142,16 @@ def compute(node: atb.Node, x: list[Array]) -> list[Array]:
     if node.op == "Activation":
         return [_activation(fields["activationType"].name, wide[0])]
     return _attention(node, fields, x)
+
+
+def _rows_of(w: Array) -> Array:
+    """A weight [n, k], in NZ [1, k / 16, n, 16]."""
+    return w if w.dim() == 2 else w[0].transpose(0, 1).reshape(w.shape[2], -1)
+
+
+def in_tiles(w: Array) -> Array:
+    """A weight [n, k] in NZ."""
+    return w.reshape(1, w.shape[0], -1, 16).transpose(1, 2).contiguous()
 
 
 def _rms_norm(fields: dict[str, Any], x: list[Array], dtype: torch.dtype) -> list[Array]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from atb_reference import Step
+from atb_reference import Step, in_tiles
 from torch import Tensor
 
 from graphdsl.backends.ascend.atb import Program
@@ -139,6 +139,8 @@ def _check(make: Callable[[], Layer], case: str, dtype: str = "f16", soc: str = 
     tensors = {**setup.params, **{n: run_recipe(recipe_json(r), setup.params)
                                   for n, r in recipes.items()}}
     for port in program.ports:
+        if port.format == "nz" and port.name in tensors:
+            tensors[port.name] = in_tiles(tensors[port.name])
         if port.name in setup.inputs:
             given = setup.inputs[port.name]
             tensors[port.name] = given.reshape(-1, *given.shape[2:])

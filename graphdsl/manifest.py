@@ -48,7 +48,9 @@ def manifest_of(plan: Plan, source: Graph, identity: Identity) -> Json:
     """The manifest of `plan`, made from the user's graph `source`.
 
     Shapes and dtypes of states are logical ones; their layout says what they are in memory. A dim
-    that `equals` something is no size of any tensor: it is computed from others.
+    that `equals` something is no size of any tensor: it is computed from others. A backend's facts
+    may add the "device" on which tensors lie, by torch's name; without one it is the CPU. Ports of
+    `host` lie on the CPU always.
     """
     by_kind: dict[str, list[Port]] = {}
     for port in plan.ports:
@@ -62,8 +64,8 @@ def manifest_of(plan: Plan, source: Graph, identity: Identity) -> Json:
         "dtype": identity.dtype,
         "features": list(identity.features),
         "dims": [_dim_json(d, pages) for d in plan.dims],
-        "inputs": [_input_json(p.value, bounds) for p in by_kind.get("input", [])],
-        "state": [_input_json(p.value, bounds) for p in by_kind.get("state", [])],
+        "inputs": [_input_json(p, bounds) for p in by_kind.get("input", [])],
+        "state": [_input_json(p, bounds) for p in by_kind.get("state", [])],
         "paged": [{"positions": None if read.positions is None else read.positions.name,
                    "table": read.table.name, "block": read.block}
                   for read in pages if not read.sparse],
@@ -75,10 +77,12 @@ def manifest_of(plan: Plan, source: Graph, identity: Identity) -> Json:
     }
 
 
-def _input_json(value: Value, bounds: Bounds) -> Json:
-    made: Json = {"name": value.name, **type_json(value.type)}
-    if value in bounds:
-        made["ranges"] = [[size_json(low), size_json(high)] for low, high in bounds[value]]
+def _input_json(port: Port, bounds: Bounds) -> Json:
+    made: Json = {"name": port.name, **type_json(port.value.type)}
+    if port.value in bounds:
+        made["ranges"] = [[size_json(low), size_json(high)] for low, high in bounds[port.value]]
+    if port.host:
+        made["host"] = True
     return made
 
 

@@ -15,6 +15,8 @@ class Port:
     value: Value
     kind: str
     packed: bool = False
+    host: bool = False
+    """The host reads its values, on whatever device the rest is."""
 
     @property
     def name(self) -> str:
@@ -38,9 +40,12 @@ class Plan:
         return ()
 
 
-def ports_of(graph: Graph, packed: frozenset[Value] = frozenset()) -> tuple[Port, ...]:
-    """The pointer table of `graph`, in which the params of `packed` have a backend's own format."""
-    return (*(Port(v, "input") for v in graph.inputs), *(Port(v, "state") for v in graph.state),
+def ports_of(graph: Graph, packed: frozenset[Value] = frozenset(),
+             host: frozenset[Value] = frozenset()) -> tuple[Port, ...]:
+    """The pointer table of `graph`, in which the params of `packed` have a backend's own format
+    and the inputs and states of `host` are read by the host."""
+    return (*(Port(v, "input", host=v in host) for v in graph.inputs),
+            *(Port(v, "state", host=v in host) for v in graph.state),
             *(Port(v, "param", v in packed) for v in graph.params),
             *(Port(v, "output") for v in graph.results))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from graphdsl.backend import find_backend
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Trial:
-    """An operator with weights and caches, and the same tensors for what it is compared with."""
+    """An operator with weights and caches, and the same tensors for what it is compared with, which
+    runs on the host."""
 
     source: Source
     options: BuildOptions
@@ -36,13 +38,18 @@ class Trial:
 
     def call(self) -> list[Tensor]:
         """The results of one step; the caches take its keys and values."""
-        result = self.operator(*self.inputs, state=self.state)
-        return list(result) if isinstance(result, tuple) else [result]
+        result = self.operator(*self.placed, state=self.state)
+        return [each.cpu() for each in (result if isinstance(result, tuple) else (result,))]
+
+    @cached_property
+    def placed(self) -> list[Tensor]:
+        """The inputs where the operator reads them."""
+        return list(map(self.operator.device.place, self.operator.inputs, self.inputs))
 
     def logical_state(self) -> list[Tensor]:
         """The caches as [batch, slots, kv_heads, head_dim], in the graph's order."""
         found = self.filled.caches(self.state)
-        return [found[value.name] for value in self.source.graph.state]
+        return [found[value.name].cpu() for value in self.source.graph.state]
 
     @property
     def storage_tolerance(self) -> float:
@@ -52,7 +59,7 @@ class Trial:
 
     def dims(self) -> dict[str, int]:
         """The sizes of the operator's plan."""
-        return self.operator.check(self.inputs, [self.state[p.name] for p in self.operator.state])
+        return self.operator.check(self.placed, [self.state[p.name] for p in self.operator.state])
 
 
 def make_trial(args: argparse.Namespace, session: Session, *, padded: bool) -> Trial:
@@ -74,8 +81,9 @@ def make_trial(args: argparse.Namespace, session: Session, *, padded: bool) -> T
     filled = Filled.of(operator.manifest, given.inputs, dims, args.seed)
     given = replace(given, state=filled.held(given.state))
     session.progress.clear()
-    return Trial(source, options, operator, given, filled, filled.inputs(given.inputs),
-                 filled.state(given.state))
+    caches = filled.state(given.state)
+    state = {port.name: operator.device.place(port, caches[port.name]) for port in operator.state}
+    return Trial(source, options, operator, given, filled, filled.inputs(given.inputs), state)
 
 
 def _check_bounds(graph: Graph, wanted: dict[str, int]) -> None:

@@ -51,7 +51,7 @@ class OperatorSession:
         last = torch.full((self.batch, 1), ids.shape[1] - 1, dtype=torch.int32)
         logits: torch.Tensor = self.operator(ids.int().contiguous(), positions.contiguous(), last,
                                              state=self.state)
-        return logits[:, 0]
+        return logits[:, 0].to(ids.device)
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class LanguageModel:
 
     def _whole(self, operator: Operator, x: torch.Tensor, like: torch.Tensor,
                attention_mask: torch.Tensor | None) -> list[torch.Tensor]:
-        """All rows of a batch in one step, from an empty cache."""
+        """All rows of a batch in one step, from an empty cache; results lie where `x` does."""
         if like.dim() != 2 or not like.numel():
             raise GraphError(f"ids are {list(like.shape)}, wanted [batch, tokens]")
         batch, tokens = like.shape
@@ -127,9 +127,11 @@ class LanguageModel:
             raise GraphError(f"attention_mask is {list(mask.shape)}, wanted {list(like.shape)}")
         positions = torch.where(mask.bool(), mask.long().cumsum(1) - 1, -1).int()
         rows = torch.arange(tokens, dtype=torch.int32).repeat(batch, 1)
-        x = x if x.is_floating_point() else x.int()
-        result = operator(x.contiguous(), positions, rows, state=operator.new_state(batch, tokens))
-        return [result] if isinstance(result, torch.Tensor) else list(result)
+        given = x.to(operator.device.current()) if x.is_floating_point() else x.int()
+        result = operator(given.contiguous(), positions, rows,
+                          state=operator.new_state(batch, tokens))
+        results = [result] if isinstance(result, torch.Tensor) else result
+        return [each.to(x.device) for each in results]
 
     def generate(self, ids: Sequence[Sequence[int]], max_new_tokens: int = 128,
                  sampling: Sampling | None = None, seed: int | None = None) -> Completion:

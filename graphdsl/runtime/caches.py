@@ -94,6 +94,7 @@ def physical(tensor: Tensor, port: Json, *, table: Tensor | None = None, blocks:
     """
     layout = Layout(**port["layout"])
     rows = quantised(tensor) if layout.storage == "int8" else tensor
+    table, lengths = _beside(tensor, table), _beside(tensor, lengths)
     if layout.policy == "shift":
         assert lengths is not None, port["name"]
         rows = _shifted(rows, rows.shape[1] - lengths)
@@ -112,6 +113,7 @@ def logical(tensor: Tensor, port: Json, *, table: Tensor | None = None,
     0, and so are the slots of a page without a block."""
     layout = Layout(**port["layout"])
     order = layout.permutation
+    table, lengths = _beside(tensor, table), _beside(tensor, lengths)
     if layout.storage == "nz":
         heads, dim = port["shape"][2:]
         rows = untiled(tensor, heads, dim)
@@ -125,6 +127,11 @@ def logical(tensor: Tensor, port: Json, *, table: Tensor | None = None,
         held = rows[table.long().clamp(min=0)] * (table >= 0)[..., None, None, None].to(rows.dtype)
         rows = held.flatten(1, 2)
     return dequantised(rows, torch_dtype(port["dtype"])) if layout.storage == "int8" else rows
+
+
+def _beside(tensor: Tensor, numbers: Tensor | None) -> Tensor | None:
+    """Numbers, which the host has, on the device of the tensor that they are for."""
+    return None if numbers is None else numbers.to(tensor.device)
 
 
 def tiled(rows: Tensor) -> Tensor:
@@ -160,16 +167,16 @@ def dequantised(rows: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _shifted(rows: Tensor, by: Tensor) -> Tensor:
     """Rows [batch, slots, ...] moved towards the end of each sequence; 0 where none comes from."""
-    source = torch.arange(rows.shape[1]) - by.long()[:, None]
+    source = torch.arange(rows.shape[1], device=rows.device) - by.long()[:, None]
     inside = (source >= 0) & (source < rows.shape[1])
-    batch = torch.arange(rows.shape[0])[:, None]
+    batch = torch.arange(rows.shape[0], device=rows.device)[:, None]
     moved = rows[batch, source.clamp(0, rows.shape[1] - 1)]
     return torch.where(inside[..., None, None], moved, torch.zeros_like(moved))
 
 
 def _cut(rows: Tensor, lengths: Tensor) -> Tensor:
     """Rows [batch, slots, ...], 0 beyond the lengths [batch]."""
-    used = torch.arange(rows.shape[1]) < lengths[:, None]
+    used = torch.arange(rows.shape[1], device=rows.device) < lengths[:, None]
     return torch.where(used[..., None, None], rows, torch.zeros_like(rows))
 
 

@@ -59,9 +59,18 @@ def _define(operator: Operator, name: str) -> Any:
     library: Any = torch.library.Library("graphdsl", "FRAGMENT")  # type: ignore[no-untyped-call]
     library.define(f"{name}{schema(operator)}",
                    tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides))
-    library.impl(name, _implementation(operator), "CPU")
+    run = _implementation(operator)
+    for key in _dispatch_keys(operator.device.type):
+        library.impl(name, run, key)
     torch.library.register_fake(f"graphdsl::{name}", _fake(operator), lib=library)
     return library
+
+
+def _dispatch_keys(device: str) -> tuple[str, ...]:
+    """Those under which the operator is found: the host's too, where tensors of a device are missed
+    with a message, or a layer takes none."""
+    own: str = torch._C._dispatch_key_for_device(device)
+    return tuple(dict.fromkeys(("CPU", own)))
 
 
 def schema(operator: Operator) -> str:
@@ -96,8 +105,11 @@ def _implementation(operator: Operator) -> Callable[..., Any]:
 
 
 def _fake(operator: Operator) -> Callable[..., Any]:
-    """Shapes alone, symbolic ones too. What has no backward is refused while it is traced."""
+    """Shapes alone, symbolic ones too, on the device of what the host does not read. What has no
+    backward is refused while it is traced."""
     ports = operator.inputs + operator.state
+    placed = next((i for i, p in enumerate(operator.inputs) if p.device == operator.device.type),
+                  None)
 
     def run(*arguments: Any) -> Any:
         inputs, weights, state = _split(operator, arguments)
@@ -109,7 +121,8 @@ def _fake(operator: Operator) -> Callable[..., Any]:
         for tensor, port in zip((*inputs, *state), ports, strict=True):
             port.bind(f"{operator.name}: {port.name}", tensor.shape, dims)
         settle(operator.dims, dims)
-        results = [inputs[0].new_empty(output.sizes(dims), dtype=output.dtype)
+        like = weights[0] if placed is None and weights else inputs[placed or 0]
+        results = [like.new_empty(output.sizes(dims), dtype=output.dtype)
                    for output in operator.outputs]
         return results[0] if len(results) == 1 else tuple(results)
     return run

@@ -70,7 +70,8 @@ class Library {
 
 void* pointer(std::uintptr_t address) { return reinterpret_cast<void*>(address); }
 
-// Numbers of input or state `port` that kernels index with: `count` of them, in [low, high).
+// Numbers of input or state `port`, on the host, that kernels index with: `count` of them, in
+// [low, high).
 struct Range {
   std::size_t port;
   std::int64_t count, low, high;
@@ -144,8 +145,9 @@ class Plan {
   }
 
   // Runs on these inputs, states and results; false, and nothing done, where an index is out of
-  // range or a page is missing. The caller's other threads go on meanwhile.
-  bool step(const std::vector<std::uintptr_t>& addresses) {
+  // range or a page is missing. The caller's other threads go on meanwhile. On a stream the step
+  // may still run when this returns; without one (0) it is done.
+  bool step(const std::vector<std::uintptr_t>& addresses, std::uintptr_t stream) {
     if (addresses.size() != given_ + results_) {
       throw std::invalid_argument("another number of tensors");
     }
@@ -161,7 +163,7 @@ class Plan {
     }
     for (std::size_t i = 0; i < given_; ++i) rebind(i, addresses[i]);
     for (std::size_t i = given_; i < addresses.size(); ++i) rebind(params_ + i, addresses[i]);
-    library_->check(library_->step(plan_, nullptr));
+    library_->check(library_->step(plan_, pointer(stream)));
     return true;
   }
 
@@ -209,5 +211,5 @@ PYBIND11_MODULE(_native, m) {
                     std::uintptr_t, std::size_t, std::size_t, std::size_t,
                     const std::vector<RangeTuple>&, const std::vector<PagesTuple>&>())
       .def("bind", &Plan::bind)
-      .def("step", &Plan::step);
+      .def("step", &Plan::step, py::arg("addresses"), py::arg("stream") = 0);
 }

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from graphdsl.errors import GraphError
 from graphdsl.layout import NZ_WIDTH
 from graphdsl.lazy import torch
+from graphdsl.runtime.device import HOST, claim, open_device
 from graphdsl.runtime.dims import PlanDim, sources
 from graphdsl.runtime.folder import library_checksum, library_path, open_library, read_manifest
 from graphdsl.runtime.pages import PageCheck
@@ -49,7 +50,7 @@ class _Bound:
     plan: Plan
     shapes: list[torch.Size]
     dtypes: list[torch.dtype]
-    outputs: list[tuple[list[int], torch.dtype]]
+    outputs: list[tuple[list[int], dict[str, Any]]]
     weights: Checked | None = None
 
 
@@ -71,15 +72,20 @@ class Operator:
         self.checksum = library_checksum(path)
         self.library = library_path(path, self.checksum)
         self._native = open_library(path, self.library, self.manifest)
-        self.inputs = [Port.read(p) for p in self.manifest["inputs"]]
-        self.state = [Port.read(p) for p in self.manifest["state"]]
-        self.outputs = [Port.read(p) for p in self.manifest["outputs"]]
+        self.device = open_device(self.name, self.manifest.get("device", HOST))
+        self._away = self.device.away
+        kind = self.device.type
+        self.inputs = [Port.read(p, kind) for p in self.manifest["inputs"]]
+        self.state = [Port.read(p, kind) for p in self.manifest["state"]]
+        self.outputs = [Port.read(p, kind) for p in self.manifest["outputs"]]
         self.dims = [PlanDim.read(d) for d in self.manifest["dims"]]
         self._given_names = [p.name for p in self.inputs + self.state]
         self._state_names = [p.name for p in self.state]
-        self.pages = [PageCheck.read(p, self._given_names) for p in self.manifest.get("paged", ())]
+        pages = [PageCheck.read(p, self._given_names) for p in self.manifest.get("paged", ())]
+        on_host = [p.device == HOST for p in self.inputs + self.state]
+        self.pages = [check for check in pages if check.reads(on_host)]
         self._sources = sources(self.dims, self.inputs + self.state)
-        self._format = WeightFormat(self.name, self.manifest, self._native)
+        self._format = WeightFormat(self.name, self.manifest, self._native, self.device)
         self._weights: tuple[list[Tensor], Checked] | None = None
         self._packed: Checked | None = None
         self._plans = _ThreadPlans()
@@ -92,7 +98,8 @@ class Operator:
         return _reopened, (self.path.resolve(), self._weights and self._weights[0])
 
     def bind(self, state_dict: Mapping[str, Tensor]) -> Operator:
-        """Takes the weights: folds, converts and packs copies of them.
+        """Takes the weights, from the host or the operator's device: folds, converts and packs
+        copies of them, which lie on the current device.
 
         Raises GraphError for a weight that is missing, unknown, or of another shape or kind.
         """
@@ -162,9 +169,10 @@ class Operator:
         pages = self.whole_pages(slots) // max(self.block, 1)
         dims = {"batch": batch, "slots": self.whole_pages(slots), "pages": pages,
                 "blocks": batch * pages}
-        own = torch.arange(batch * pages, dtype=torch.int32).view(batch, pages)
-        return {p.name: torch.zeros(p.sizes(dims), dtype=p.dtype) if p.layout else own.clone()
-                for p in self.state}
+        own = torch.arange(batch * pages, dtype=torch.int32, device=HOST).view(batch, pages)
+        at = self.device.current()
+        return {p.name: torch.zeros(p.sizes(dims), dtype=p.dtype, device=at) if p.layout
+                else own.to(p.device, copy=True) for p in self.state}
 
     def __call__(self, *inputs: Tensor, state: State | None = None) -> Any:
         """The results, one tensor or a tuple; `state` is changed in place.
@@ -198,20 +206,31 @@ class Operator:
 
     def _run(self, inputs: Sequence[Tensor], state: Sequence[Tensor],
              weights: Checked) -> list[Tensor]:
+        if self._away:
+            inputs, state = self._gathered(inputs, state, weights)
         tensors = [*inputs, *state]
         bound = self._known(tensors) or self._new_plan(inputs, state)
-        outputs = [torch.empty(size, dtype=dtype) for size, dtype in bound.outputs]
+        outputs = [torch.empty(size, **options) for size, options in bound.outputs]
         if bound.weights is not weights:
             bound.plan.bind(weights.addresses)
             bound.weights = weights
         addresses = list(map(torch.Tensor.data_ptr, tensors + outputs))
         try:
-            done = bound.plan.step(addresses)
+            # The stream comes last: whatever torch does before is on it then.
+            done = bound.plan.step(addresses, self.device.stream() if self._away else 0)
         except RuntimeError as error:  # native code says what it refuses
             raise self._refusal(error) from None
         if not done:
             self._refuse_range(inputs, state)
         return outputs
+
+    def _gathered(self, inputs: Sequence[Tensor], state: Sequence[Tensor],
+                  weights: Checked) -> tuple[list[Tensor], list[Tensor]]:
+        """The tensors of a call that is not on the host, each where it is read."""
+        found = self.device.gathered(self.name, self.inputs, inputs, weights.device)
+        kept = self.device.gathered(self.name, self.state, state, weights.device)
+        claim(self.name, self.library, self.device.current())
+        return found, kept
 
     def _refusal(self, error: RuntimeError) -> GraphError:
         """What native code says, with the hint that it may end with."""
@@ -230,7 +249,8 @@ class Operator:
             if bound is None or shapes != bound.shapes:
                 return None
             for tensor, dtype in zip(tensors, bound.dtypes, strict=True):
-                if not (tensor.dtype is dtype and tensor.is_cpu and tensor.is_contiguous()):
+                if not (tensor.dtype is dtype and (tensor.is_cpu or self._away)
+                        and tensor.is_contiguous()):
                     return None
         except (AttributeError, IndexError, RuntimeError):  # no tensor, no such axis, sparse
             return None
@@ -276,13 +296,15 @@ class Operator:
         key = self._key(shapes)
         workspace = self._workspace(dims, key[0])
         ranges = [(i, shapes[i].numel(), int(low.value(dims)), int(high.value(dims)))
-                  for i, port in enumerate(self.inputs + self.state) for low, high in port.ranges]
+                  for i, port in enumerate(self.inputs + self.state) if port.device == HOST
+                  for low, high in port.ranges]
         plan = Plan(self._native, [dims[dim.name] for dim in self.dims], key[0],
                     -(-workspace.data_ptr() // 64) * 64, len(shapes),
                     len(self.manifest["params"]), len(self.outputs), ranges,
                     [check.sizes(shapes) for check in self.pages])
+        place = {"device": self.device.current()} if self._away else {}
         bound = _Bound(plan, shapes, [p.dtype for p in (*self.inputs, *self.state)],
-                       [(p.sizes(dims), p.dtype) for p in self.outputs])
+                       [(p.sizes(dims), {"dtype": p.dtype, **place}) for p in self.outputs])
         plans = self._plans.plans
         plans[key] = bound
         if len(plans) > PLANS_A_THREAD:
@@ -305,7 +327,7 @@ class Operator:
             own.plans.clear()
             own.workspace = None
             try:
-                own.workspace = torch.empty(size, dtype=torch.uint8)
+                own.workspace = torch.empty(size, dtype=torch.uint8, device=self.device.current())
             except RuntimeError:
                 what = ", ".join(f"{name} {value}" for name, value in dims.items())
                 raise GraphError(f"{self.name}: no memory for a workspace of {size} bytes "

@@ -33,6 +33,10 @@ class PageCheck:
         return PageCheck(None if at is None else names.index(at), names.index(entry["table"]),
                          entry["block"])
 
+    def reads(self, on_host: Sequence[bool]) -> bool:
+        """Whether what it reads is on the host, of all inputs and states."""
+        return on_host[self.table] and (self.positions is None or on_host[self.positions])
+
     def sizes(self, shapes: Sequence[Sequence[int]]) -> tuple[int, int, int, int, int, int, int]:
         """What native code checks with, for tensors of these shapes: positions (-1: none), rows of
         positions and their length, table, its sequences and pages, block."""

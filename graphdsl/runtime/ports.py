@@ -11,6 +11,7 @@ from graphdsl.errors import GraphError
 from graphdsl.ir import ORDERS, Dim, Layout, Size, affine
 from graphdsl.lazy import torch, torch_dtype
 from graphdsl.manifest import Json, size_json
+from graphdsl.runtime.device import HOST
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,7 +67,8 @@ class Extent:
 @dataclass(frozen=True)
 class Port:
     """One tensor: its dtype and its sizes as they lie in memory, the ranges in which its numbers
-    lie, and for a KV state its layout and its logical sizes [batch, slots, kv_heads, dim]."""
+    lie, for a KV state its layout and its logical sizes [batch, slots, kv_heads, dim], and the kind
+    of device it is on."""
 
     name: str
     type: str
@@ -74,10 +76,11 @@ class Port:
     ranges: tuple[tuple[Extent, Extent], ...] = ()
     layout: Layout | None = None
     logical: tuple[Extent, ...] = ()
+    device: str = HOST
 
     @staticmethod
-    def read(port: Json) -> Port:
-        """From an entry of the manifest."""
+    def read(port: Json, device: str = HOST) -> Port:
+        """From an entry of the manifest, whose tensors are on `device`."""
         logical, dtype = tuple(Extent.read(s) for s in port["shape"]), port["dtype"]
         shape, layout = logical, None
         if "layout" in port:
@@ -86,7 +89,8 @@ class Port:
             dtype = "int8" if layout.storage == "int8" else dtype
         ranges = tuple((Extent.read(low), Extent.read(high))
                        for low, high in port.get("ranges", ()))
-        return Port(port["name"], dtype, shape, ranges, layout, logical)
+        return Port(port["name"], dtype, shape, ranges, layout, logical,
+                    HOST if port.get("host") else device)
 
     @cached_property
     def dtype(self) -> torch.dtype:
@@ -129,9 +133,10 @@ class Port:
         label = f"{owner}: {self.name}"
         if not isinstance(tensor, torch.Tensor):
             raise GraphError(f"{label} is a {type(tensor).__name__}, wanted a torch.Tensor")
-        if tensor.device.type != "cpu":
-            raise GraphError(f"{label} is on {tensor.device}, wanted the CPU",
-                             hint=f"{self.name}.cpu()")
+        if tensor.device.type != self.device:
+            wanted = "the CPU" if self.device == HOST else self.device
+            raise GraphError(f"{label} is on {tensor.device}, wanted {wanted}",
+                             hint=f"{self.name}.{self.device}()")
         if tensor.layout is not torch.strided:
             raise GraphError(f"{label} is {tensor.layout}, wanted a dense tensor",
                              hint=f"{self.name}.to_dense()")

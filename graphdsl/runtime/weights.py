@@ -12,6 +12,7 @@ from graphdsl.ir import FLOATS
 from graphdsl.lazy import torch, torch_dtype
 from graphdsl.manifest import Json
 from graphdsl.recipes import recipe_inputs, run_recipe
+from graphdsl.runtime.device import HOST, Device
 from graphdsl.runtime.ports import listed
 
 if TYPE_CHECKING:
@@ -22,10 +23,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Checked:
-    """Packed weights that were found to fit, by weak reference, and where they lie."""
+    """Packed weights that were found to fit, by weak reference, and where they lie: their device is
+    None where there are none."""
 
     tensors: tuple[weakref.ref[Tensor], ...]
     addresses: tuple[int, ...]
+    device: torch.device | None
 
     def same(self, weights: Sequence[Tensor]) -> bool:
         """Whether these are the very tensors, at the very places."""
@@ -41,13 +44,16 @@ class WeightFormat:
     owner: str
     manifest: Json
     library: Library
+    device: Device
 
     def pack(self, state_dict: Mapping[str, Tensor]) -> list[Tensor]:
-        """The params of the library, in its order and format: folded, converted, copied.
+        """The params of the library, in its order and format: folded, converted, copied, on the
+        host and then to the current device.
 
         Every weight is read from `state_dict` when it is needed and not kept. Raises GraphError for
         one that is missing, unknown, on another device, or of another shape or kind.
         """
+        at = self.device.current()
         declared = {w["name"]: w for w in self.manifest["weights"]}
         self._check_names(declared, state_dict)
         read: set[str] = set()
@@ -58,7 +64,7 @@ class WeightFormat:
             taken = {n: self._weight(declared[n], state_dict[n]) for n in names}
             read.update(names)
             tensor = run_recipe(recipe, taken) if recipe else taken[param["name"]]
-            packed.append(self._packed(index, param, tensor.detach()))
+            packed.append(self._packed(index, param, tensor.detach()).to(at))
         for name in declared.keys() - read:
             self._weight(declared[name], state_dict[name])
         return packed
@@ -77,8 +83,10 @@ class WeightFormat:
         label = f"{self.owner}: weight {declared['name']}"
         if not isinstance(found, torch.Tensor):
             raise GraphError(f"{label} is a {type(found).__name__}, wanted a torch.Tensor")
-        if found.device.type != "cpu":
-            raise GraphError(f"{label} is on {found.device}, wanted the CPU",
+        kinds = dict.fromkeys((HOST, self.device.type))
+        if found.device.type not in kinds:
+            wanted = " or ".join("the CPU" if kind == HOST else kind for kind in kinds)
+            raise GraphError(f"{label} is on {found.device}, wanted {wanted}",
                              hint="load the state dict with map_location='cpu'")
         if list(found.shape) != declared["shape"]:
             raise GraphError(f"{label} is {list(found.shape)}, wanted {declared['shape']}")
@@ -87,14 +95,14 @@ class WeightFormat:
                              hint="quantised weights are not read here")
         if declared["dtype"] not in FLOATS and found.dtype != torch_dtype(declared["dtype"]):
             raise GraphError(f"{label} is {found.dtype}, wanted {torch_dtype(declared['dtype'])}")
-        return found.detach().to(torch_dtype(declared["dtype"]))
+        return found.detach().to(HOST, torch_dtype(declared["dtype"]))
 
     def _packed(self, index: int, param: Json, tensor: Tensor) -> Tensor:
         dtype = torch_dtype(param["dtype"])
         if not param["packed"]:
             return tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)
         source = tensor.to(dtype).contiguous()
-        target = torch.empty(self.library.packed_bytes(index), dtype=torch.uint8)
+        target = torch.empty(self.library.packed_bytes(index), dtype=torch.uint8, device=HOST)
         self.library.pack(index, source.data_ptr(), target.data_ptr())
         return target
 
@@ -104,17 +112,20 @@ class WeightFormat:
         if len(weights) != len(facts):
             raise GraphError(f"{self.owner}: {len(weights)} packed weights given, {len(facts)} "
                              "wanted", hint="pass operator.weights")
+        first = weights[0].device if weights else None
+        at = first if first and first.type == self.device.type else self.device.current()
+        where = "the CPU" if at.type == HOST else at
         for weight, (name, dtype, shape) in zip(weights, facts, strict=True):
-            fits = (weight.is_cpu and weight.dtype == dtype and list(weight.shape) == shape
+            fits = (weight.device == at and weight.dtype == dtype and list(weight.shape) == shape
                     and weight.is_contiguous()
                     and not (weight.requires_grad and torch.is_grad_enabled()))
             if not fits:
                 raise GraphError(f"{self.owner}: packed weight {name} is {weight.dtype} "
                                  f"{list(weight.shape)} on {weight.device}, wanted a contiguous "
-                                 f"{dtype} {shape} on the CPU without grad",
+                                 f"{dtype} {shape} on {where} without grad",
                                  hint="pass operator.weights")
         return Checked(tuple(weakref.ref(w) for w in weights),
-                       tuple(w.data_ptr() for w in weights))
+                       tuple(w.data_ptr() for w in weights), first)
 
     def _facts(self) -> Iterator[tuple[str, torch.dtype, list[int]]]:
         for index, param in enumerate(self.manifest["params"]):

@@ -20,7 +20,7 @@ setup(
                                        "_native.pyi"],
                   "graphdsl.seeing": ["templates/*"],
                   "graphdsl.backends.cpu": ["templates/*.j2", "kernels/*.hpp"],
-                  "graphdsl.backends.ascend": ["templates/*.j2", "runner/*.hpp",
+                  "graphdsl.backends.ascend": ["templates/*.j2", "runner/*",
                                                "emulation/include/*/*.h", "emulation/src/*",
                                                "emulation/src/*/*"]},
     ext_modules=[NATIVE],

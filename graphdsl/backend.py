@@ -6,7 +6,7 @@ passes see only its Target, never the backend itself.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -21,6 +21,13 @@ from graphdsl.plan import Plan
 if TYPE_CHECKING:
     from graphdsl.passes.base import BackendPass
     from graphdsl.passes.pipeline import Lowered
+
+Progress = Callable[[str, str], None]
+"""Told a stage, and what to say of it."""
+
+
+def quiet(stage: str, summary: str) -> None:
+    """Progress that nobody watches."""
 
 
 @dataclass(frozen=True)
@@ -134,10 +141,11 @@ class Backend(Protocol):
     def fingerprint(self, environment: Mapping[str, str]) -> str:
         """What the library depends on besides its sources: tools and flags."""
 
-    def compile(self, build: Path, library: Path, environment: Mapping[str, str],
-                cache: Path) -> None:
+    def compile(self, build: Path, library: Path, environment: Mapping[str, str], cache: Path,
+                progress: Progress) -> None:
         """The library from what was rendered into `build`: src/ and the manifest. What several
-        builds share is kept in `cache`. Raises ToolError with the command and output."""
+        builds share is kept in `cache`; `progress` is told when that is made. Raises ToolError
+        with the command and output."""
 
 
 def find_backend(name: str, soc: str = "") -> Backend:

@@ -8,11 +8,11 @@ from __future__ import annotations
 import hashlib
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from graphdsl.backend import Backend, find_backend
+from graphdsl.backend import Backend, Progress, find_backend, quiet
 from graphdsl.errors import GraphError
 from graphdsl.ir import Graph
 from graphdsl.manifest import Identity, manifest_of, manifest_text
@@ -22,12 +22,6 @@ from graphdsl.plan import Plan
 from graphdsl.staging import publish, staging, sweep
 
 LIBRARY, MANIFEST, CHECKSUM = "library.so", "manifest.json", "library.sha256"
-
-Progress = Callable[[str, str], None]
-
-
-def quiet(stage: str, summary: str) -> None:
-    """Progress that nobody watches."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +168,8 @@ def _cached(rendered: Rendered, options: BuildOptions, backend: Backend) -> tupl
     with staging(options.cache) as staged:
         _write(staged, rendered.files)
         begin = time.perf_counter()
-        backend.compile(staged, staged / LIBRARY, options.environment, options.cache)
+        backend.compile(staged, staged / LIBRARY, options.environment, options.cache,
+                        options.progress)
         (staged / CHECKSUM).write_text(_checksum(staged / LIBRARY) + "\n")
         options.progress("compile", f"{time.perf_counter() - begin:.1f} s")
         publish(staged, entry)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from graphdsl.backend import Capability, Check, Target
+from graphdsl.backend import Capability, Check, Progress, Target, quiet
 from graphdsl.errors import Loc
 from graphdsl.ir import Node
 from graphdsl.manifest import Json
@@ -122,10 +122,11 @@ class Ascend:
         rest = cann.fingerprint() if cann else emulation_build.fingerprint(environment)
         return "\n".join([compiler_version(environment), *FLAGS, rest])
 
-    def compile(self, build: Path, library: Path, environment: Mapping[str, str],
-                cache: Path) -> None:
+    def compile(self, build: Path, library: Path, environment: Mapping[str, str], cache: Path,
+                progress: Progress = quiet) -> None:
         manifest = (build / MANIFEST).read_text()
-        compile_library(build, manifest, library, environment, cache, find_cann(environment))
+        compile_library(build, manifest, library, environment, cache, find_cann(environment),
+                        progress)
 
 
 def _phase_text(phase: Phase) -> str:

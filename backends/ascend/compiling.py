@@ -1,43 +1,69 @@
-"""The library from its sources: one process a file, then the linker."""
+"""The library from its sources, from the runner, which is compiled once and kept, and from ATB or
+its emulation."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
-import shlex
-import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from graphdsl.errors import ToolError
+from graphdsl.backend import Progress, quiet
 
+from ..cpu.backend import compiler_version
 from .cann import Cann
 from .emulation_build import INCLUDE, build_emulation
+from .units import Tools, Unit, keep
 
 FLAGS = ("-std=c++17", "-O1", "-fPIC", "-Wall", "-Wextra", "-Werror")
-MANIFEST = "manifest.cpp"
+MANIFEST, RUNNER = "manifest.cpp", "runner.o"
 
 
 def compile_library(build: Path, manifest: str, library: Path, environment: Mapping[str, str],
-                    cache: Path, cann: Cann | None) -> None:
-    """Compiles build/src/*.cpp and links them with ATB, or with the emulation, whose archive is
-    kept in `cache`. Raises ToolError with the command and its output."""
-    archive = None if cann else build_emulation(cache, environment)
-    compiler = shlex.split(environment.get("CXX") or "g++")
-    include = cann.compile_flags if cann else (f"-I{INCLUDE}",)
-    with tempfile.TemporaryDirectory(prefix="objects-", dir=build) as folder:
-        unit = Path(folder) / MANIFEST
-        unit.write_text(manifest_source(manifest, emulated=cann is None))
-        units = [*sorted((build / "src").glob("*.cpp")), unit]
-        objects = [Path(folder) / f"{each.stem}.o" for each in units]
-        commands = [[*compiler, *FLAGS, *include, f"-I{build / 'src'}", "-c", str(each), "-o",
-                     str(made)] for each, made in zip(units, objects, strict=True)]
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(pool.map(lambda command: _run(command, environment), commands))
-        linked = cann.link_flags if cann else (str(archive), "-fopenmp", "-Wl,--exclude-libs,ALL")
-        _run([*compiler, "-shared", *map(str, objects), *linked, "-o", str(library)], environment)
+                    cache: Path, cann: Cann | None, progress: Progress = quiet) -> None:
+    """Compiles what is in build/src and links it with ATB, or with the emulation. The runner and
+    the emulation are kept in `cache`; all three are compiled at once. Raises ToolError with the
+    command and its output."""
+    tools = Tools(environment, "the library")
+    with tempfile.TemporaryDirectory(prefix="objects-", dir=build) as name, \
+            ThreadPoolExecutor() as pool:
+        folder = Path(name)
+        linked = pool.submit(_linked, cann, cache, environment, progress)
+        runner = pool.submit(_runner, build / "src" / "runner", cache, tools, cann)
+        (folder / MANIFEST).write_text(manifest_source(manifest, emulated=cann is None))
+        flags = _flags(build / "src", cann)
+        objects = pool.submit(tools.compile, [Unit(path, flags) for path in
+                              (*sorted((build / "src").glob("*.cpp")), folder / MANIFEST)], folder)
+        last = linked.result()
+        tools.run([*tools.compiler, "-shared", *map(str, objects.result()), str(runner.result()),
+                   *last, "-o", str(library)])
+
+
+def _linked(cann: Cann | None, cache: Path, environment: Mapping[str, str],
+            progress: Progress) -> tuple[str, ...]:
+    """What the library is linked with: ATB, or the emulation, which is made at need."""
+    if cann:
+        return cann.link_flags
+    archive = build_emulation(cache, environment, progress=progress)
+    return str(archive), "-fopenmp", "-Wl,--exclude-libs,ALL"
+
+
+def _flags(sources: Path, cann: Cann | None) -> tuple[str, ...]:
+    return (*FLAGS, *(cann.compile_flags if cann else (f"-I{INCLUDE}",)), f"-I{sources}")
+
+
+def _runner(sources: Path, cache: Path, tools: Tools, cann: Cann | None) -> Path:
+    """The object of what is the same in every library."""
+    files = [*sources.iterdir(), *(() if cann else INCLUDE.rglob("*.h"))]
+    digest = hashlib.sha256("\n".join([compiler_version(tools.environment), *FLAGS,
+                                       cann.fingerprint() if cann else ""]).encode())
+    for path in sorted(files):
+        digest.update(f"{path.name}\0".encode() + path.read_bytes() + b"\0")
+    unit = Unit(sources / "runner.cpp", _flags(sources.parent, cann))
+    return keep(cache / "runner" / digest.hexdigest()[:32] / RUNNER,
+                lambda staged: tools.compile([unit], staged))
 
 
 def manifest_source(manifest: str, *, emulated: bool) -> str:
@@ -53,17 +79,6 @@ def manifest_source(manifest: str, *, emulated: bool) -> str:
            f"(atb_emulation_set_soc({json.dumps(name)}), true);\n") if name else ""
     # Without the declaration, a const array would be of this file alone.
     return f'extern "C" const char gdsl_manifest_text[];\n{text}{soc if emulated else log}'
-
-
-def _run(command: Sequence[str], environment: Mapping[str, str]) -> None:
-    try:
-        done = subprocess.run(command, env=dict(environment), capture_output=True, text=True,
-                              check=False)
-    except OSError as error:
-        raise ToolError(f"no C++ compiler: {error.strerror}: {command[0]}", shlex.join(command),
-                        "install g++ 12 or newer, or set CXX to a C++17 compiler") from None
-    if done.returncode != 0:
-        raise ToolError("the C++ compiler failed", shlex.join(command), done.stderr)
 
 
 __all__ = ["FLAGS", "compile_library", "manifest_source"]

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import shlex
-import subprocess
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from graphdsl.errors import ToolError
-from graphdsl.staging import publish, staging, sweep
+from graphdsl.backend import Progress, quiet
 
 from ..cpu.backend import compiler_version
 from ..cpu.features import cpu_features
+from .units import Tools, Unit, keep
 
 HERE = Path(__file__).parent / "emulation"
 INCLUDE, SOURCES = HERE / "include", HERE / "src"
@@ -25,29 +23,22 @@ FLAGS = ("-std=c++17", "-O2", "-march=native", "-fopenmp", "-fPIC", "-fvisibilit
 """Of -O3 only compiling would be slower: the kernels are written with vectors."""
 
 
-def build_emulation(folder: Path, environment: Mapping[str, str],
-                    flags: Sequence[str] = FLAGS) -> Path:
+def build_emulation(folder: Path, environment: Mapping[str, str], flags: Sequence[str] = FLAGS,
+                    progress: Progress = quiet) -> Path:
     """The archive in a folder below `folder`; it is compiled where it is not there yet.
 
     Raises ToolError, with the command, where a tool is missing or fails.
     """
+    tools = Tools(environment, "the emulation of ATB")
+
+    def make(staged: Path) -> None:
+        progress("compile", "the emulation, once: it is kept in the cache")
+        begin = time.perf_counter()
+        _archive(staged / ARCHIVE, tools, flags)
+        progress("compile", f"the emulation took {time.perf_counter() - begin:.1f} s")
+
     key = hashlib.sha256(fingerprint(environment, flags).encode()).hexdigest()[:32]
-    home = folder / "emulation" / key
-    if (home / ARCHIVE).is_file():
-        return home / ARCHIVE
-    archiver = shlex.split(environment.get("AR") or "ar")
-    _run([*archiver, "--version"], environment)
-    if home.parent.is_dir():
-        sweep(home.parent)
-    with staging(home.parent) as staged:
-        units = _units(staged, flags)
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            objects = list(pool.map(lambda unit: _compile(unit, staged, environment), units))
-        _run([*archiver, "rcs", str(staged / ARCHIVE), *map(str, objects)], environment)
-        for item in (*objects, staged / "core.cpp"):
-            item.unlink()
-        publish(staged, home)
-    return home / ARCHIVE
+    return keep(folder / "emulation" / key / ARCHIVE, make)
 
 
 def fingerprint(environment: Mapping[str, str], flags: Sequence[str] = FLAGS) -> str:
@@ -60,41 +51,27 @@ def fingerprint(environment: Mapping[str, str], flags: Sequence[str] = FLAGS) ->
     return "\n".join([compiler_version(environment), *flags, cpu, digest.hexdigest()])
 
 
-@dataclass(frozen=True)
-class _Unit:
-    """A source that is compiled by itself, and how."""
+def _archive(archive: Path, tools: Tools, flags: Sequence[str]) -> None:
+    if shutil.which(tools.archiver[0], path=tools.environment.get("PATH")) is None:
+        raise tools.missing(tools.archiver[0], "No such file or directory")
+    with tempfile.TemporaryDirectory(prefix="objects-", dir=archive.parent) as folder:
+        objects = tools.compile(_units(Path(folder), flags), Path(folder))
+        tools.run([*tools.archiver, "rcs", str(archive), *map(str, objects)])
 
-    source: Path
-    flags: tuple[str, ...]
 
-
-def _units(folder: Path, flags: Sequence[str]) -> list[_Unit]:
-    """The operations, the longest first; the log that a library may bring itself; and all else as
-    one source, since reading the headers takes longer than compiling what checks."""
-    operations = sorted(SOURCES.glob("ops/*.cpp"), key=lambda path: -path.stat().st_size)
-    core = sorted(path for path in SOURCES.glob("*.cpp") if path.name != LOG)
-    together = folder / "core.cpp"
-    together.write_text("".join(f'#include "{path.name}"\n' for path in core))
+def _units(folder: Path, flags: Sequence[str]) -> list[Unit]:
+    """All operations as one source and all that checks as another, since reading the headers takes
+    longer than compiling what most files have; and the log that a library may bring itself."""
+    flags = (*flags, f"-I{INCLUDE}", f"-I{SOURCES}")
+    operations = _together(folder / "operations.cpp", SOURCES.glob("ops/*.cpp"))
+    rest = (path for path in SOURCES.glob("*.cpp") if path.name != LOG)
     checks = tuple("-O1" if flag == "-O2" else flag for flag in flags)
-    return [*(_Unit(path, tuple(flags)) for path in operations),
-            _Unit(together, checks), _Unit(SOURCES / LOG, tuple(flags))]
+    return [Unit(operations, flags), Unit(_together(folder / "core.cpp", rest), checks),
+            Unit(SOURCES / LOG, flags)]
 
 
-def _compile(unit: _Unit, folder: Path, environment: Mapping[str, str]) -> Path:
-    made = folder / f"{unit.source.stem}.o"
-    compiler = shlex.split(environment.get("CXX") or "g++")
-    _run([*compiler, *unit.flags, f"-I{INCLUDE}", f"-I{SOURCES}", "-c", str(unit.source),
-          "-o", str(made)], environment)
-    return made
-
-
-def _run(command: Sequence[str], environment: Mapping[str, str]) -> None:
-    try:
-        done = subprocess.run(command, env=dict(environment), capture_output=True, text=True,
-                              check=False)
-    except OSError as error:
-        raise ToolError(f"the emulation of ATB needs a C++ compiler and ar: {error.strerror}: "
-                        f"{command[0]}", shlex.join(command),
-                        "install g++ 12 or newer and binutils, or set CXX and AR") from None
-    if done.returncode != 0:
-        raise ToolError("the emulation of ATB does not compile", shlex.join(command), done.stderr)
+def _together(unit: Path, sources: Iterable[Path]) -> Path:
+    """A source that has others in it."""
+    names = sorted(str(path.relative_to(SOURCES)) for path in sources)
+    unit.write_text("".join(f'#include "{name}"\n' for name in names))
+    return unit

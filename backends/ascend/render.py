@@ -1,5 +1,5 @@
 """The C++ of a Program: a file for every graph, one with the tables of the library, and the
-handwritten headers that do the rest.
+handwritten files that do the rest.
 
 The same sources compile against CANN and against the emulation. They leave two symbols to whoever
 compiles them: `gdsl_manifest_text` and `gdsl_runtime_log`.
@@ -71,15 +71,15 @@ def render(program: Program, ports: Sequence[Port], dims: Sequence[Dim]) -> dict
     assert len(files) == len(graphs), list(files)
     name = program.name if f"src/{program.name}.cpp" not in files else f"{program.name}_library"
     files[f"src/{name}.cpp"] = _library(program, graphs, ports, dims)
-    return files | runner_headers()
+    return files | runner_files()
 
 
-def runner_headers() -> dict[str, str]:
-    """The headers that every library includes."""
+def runner_files() -> dict[str, str]:
+    """What every library has: the headers, and the one source that is not generated."""
     import graphdsl.runtime
 
     abi = Path(graphdsl.runtime.__file__).parent / "abi.h"
-    found = {f"src/runner/{p.name}": p.read_text() for p in sorted((HERE / "runner").glob("*.hpp"))}
+    found = {f"src/runner/{p.name}": p.read_text() for p in sorted((HERE / "runner").glob("*.?pp"))}
     return {"src/runner/abi.h": abi.read_text(), **found}
 
 
@@ -296,4 +296,4 @@ def _string(text: str) -> str:
 
 
 __all__ = ["describe", "line_of", "places", "port_names", "render", "render_graph",
-           "runner_headers"]
+           "runner_files"]

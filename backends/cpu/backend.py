@@ -14,7 +14,7 @@ from typing import Any
 
 import jinja2
 
-from graphdsl.backend import Capability, Check, Target
+from graphdsl.backend import Capability, Check, Progress, Target, quiet
 from graphdsl.call_plan import Body, Call, CallPlan, Leaf, RepeatCall, make_plan
 from graphdsl.errors import ToolError
 from graphdsl.expr import Poly, c_name, product
@@ -246,9 +246,9 @@ class CPU:
         """What the library depends on besides its sources."""
         return "\n".join([compiler_version(environment), *FLAGS, *self.chosen.flags])
 
-    def compile(self, build: Path, library: Path, environment: Mapping[str, str],
-                cache: Path) -> None:
-        del cache
+    def compile(self, build: Path, library: Path, environment: Mapping[str, str], cache: Path,
+                progress: Progress = quiet) -> None:
+        del cache, progress
         command = self.command(build / "src", library, environment)
         done = _run(command, environment)
         if done.returncode != 0:

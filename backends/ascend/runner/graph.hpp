@@ -1,5 +1,5 @@
-// Builds one ATB graph. What the builder does is in graph_build.hpp, which the library's file alone
-// compiles: those of the graphs are many.
+// Builds one ATB graph. What the builder does is in graph_build.hpp, which runner.cpp alone
+// compiles: files of graphs are many.
 #pragma once
 #include <acl/acl.h>
 #include <atb/atb_infer.h>

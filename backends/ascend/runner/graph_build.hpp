@@ -1,5 +1,5 @@
-// How a graph is built, and which node is to blame when ATB refuses it. One file of a library
-// includes this: what the others call is defined here.
+// How a graph is built, and which node is to blame when ATB refuses it. runner.cpp alone includes
+// this: what the files of graphs call is defined here.
 #pragma once
 #include <utility>
 

@@ -1,6 +1,6 @@
 // What a generated library is: the tables that its one generated file fills in.
 #pragma once
-#include "graph_build.hpp"
+#include "graph.hpp"
 #include "phase.hpp"
 
 namespace gdsl __attribute__((visibility("hidden"))) {
@@ -34,5 +34,7 @@ struct Program {
   std::vector<GraphSpec> graphs;
   std::vector<PhaseSpec> phases;
 };
+
+const Program& TheProgram();
 
 }  // namespace gdsl

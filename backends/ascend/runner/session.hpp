@@ -3,6 +3,7 @@
 #include <memory>
 #include <mutex>
 
+#include "graph_build.hpp"
 #include "program.hpp"
 
 namespace gdsl __attribute__((visibility("hidden"))) {

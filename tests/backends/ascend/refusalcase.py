@@ -12,7 +12,7 @@ from wrong_graphs import SIZES, Wrong
 
 from graphdsl.backends.ascend.atb import Tensor
 from graphdsl.backends.ascend.emulation_build import INCLUDE
-from graphdsl.backends.ascend.render import DTYPES, FORMATS, render_graph, runner_headers
+from graphdsl.backends.ascend.render import DTYPES, FORMATS, render_graph, runner_files
 from graphdsl.ir import size_value
 
 HERE = Path(__file__).parent
@@ -30,7 +30,7 @@ class Answer:
 
 def answers(cases: Sequence[Wrong], folder: Path, archive: Path) -> dict[str, Answer]:
     """By the names of the cases: all of them in one program, as rendered."""
-    for name, text in runner_headers().items():
+    for name, text in runner_files().items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)

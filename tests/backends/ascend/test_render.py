@@ -14,7 +14,7 @@ from rendercase import KV_HEADS, Case, Llama, linear_add, node
 
 import graphdsl.backends.ascend.render as rendering
 from graphdsl.backends.ascend.atb import ROWS, DataType, Enum, Graph, Phase, Run, Tensor
-from graphdsl.backends.ascend.render import places, render, render_graph, runner_headers
+from graphdsl.backends.ascend.render import places, render, render_graph, runner_files
 from graphdsl.errors import Loc
 from graphdsl.expr import Poly
 from graphdsl.ir import Affine, Dim
@@ -45,7 +45,7 @@ def test_the_tables_of_llama_read_like_this(golden: Callable[[str, str], None]) 
 def test_there_is_a_file_for_every_graph_and_one_for_the_library() -> None:
     files = rendered(Llama().case())
     graphs = {f"src/LlamaLayer{end}.cpp" for end in ("", "_begin", "_prefill", "_decode")}
-    assert files.keys() == graphs | runner_headers().keys()
+    assert files.keys() == graphs | runner_files().keys()
     assert "src/runner/abi.h" in files
 
 

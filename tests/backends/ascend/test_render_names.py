@@ -16,7 +16,7 @@ from lowercase import GLM, GPT2, LLAMA, program
 from rendercase import Llama, flowing_zoo, linear_add
 
 from graphdsl.backends.ascend import render as rendering
-from graphdsl.backends.ascend.render import render, render_graph, runner_headers
+from graphdsl.backends.ascend.render import render, render_graph, runner_files
 from graphdsl.models import glm, gpt2, llama
 
 
@@ -186,7 +186,7 @@ def test_the_check_finds_what_is_not_there() -> None:
 
 
 def test_headers_are_short() -> None:
-    for path, text in runner_headers().items():
+    for path, text in runner_files().items():
         lines = text.splitlines()
         assert len(lines) < 400, path
         assert max(map(len, lines)) <= 100, path
@@ -194,7 +194,7 @@ def test_headers_are_short() -> None:
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 def test_every_operation_compiles(tmp_path: Path) -> None:
-    for name, text in {**runner_headers(), "src/Zoo.cpp": render_graph(flowing_zoo())}.items():
+    for name, text in {**runner_files(), "src/Zoo.cpp": render_graph(flowing_zoo())}.items():
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)

@@ -1,6 +1,6 @@
 // A library whose one graph is a pretended operation that counts what is asked of it, and graphs
 // that ATB refuses.
-#include "exports.hpp"
+#include "runner.cpp"
 
 namespace {
 

@@ -16,7 +16,7 @@ import pytest
 
 import graphdsl.runtime
 from graphdsl.backends.ascend.emulation_build import INCLUDE, build_emulation
-from graphdsl.backends.ascend.render import runner_headers
+from graphdsl.backends.ascend.render import runner_files
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 
@@ -67,7 +67,7 @@ class Session:
 @pytest.fixture(scope="session")
 def counting(tmp_path_factory: pytest.TempPathFactory, emulation: Path) -> ctypes.CDLL:
     folder = tmp_path_factory.mktemp("session")
-    for name, text in runner_headers().items():
+    for name, text in runner_files().items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
     archive, path = build_emulation(emulation, os.environ), folder / "library.so"

@@ -3,7 +3,7 @@
 #include <cmath>
 #include "helpers.hpp"
 
-namespace emulation {
+namespace emulation::activation {
 
 namespace {
 
@@ -102,10 +102,11 @@ class Activation : public SingleOperation {
 
 }  // namespace
 
-}  // namespace emulation
+}  // namespace emulation::activation
 
 template <>
 atb::Status atb::CreateOperation(const atb::infer::ActivationParam& param,
                                  atb::Operation** operation) {
-  return emulation::create<emulation::Activation>("ActivationOperation", param, operation);
+  return emulation::create<emulation::activation::Activation>("ActivationOperation", param,
+                                                              operation);
 }

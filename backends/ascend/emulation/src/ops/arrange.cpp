@@ -4,7 +4,7 @@
 #include "../math/matrix.hpp"
 #include "helpers.hpp"
 
-namespace emulation {
+namespace emulation::arrange {
 
 namespace {
 
@@ -176,21 +176,21 @@ class Transdata : public SingleOperation {
 
 }  // namespace
 
-}  // namespace emulation
+}  // namespace emulation::arrange
 
 template <>
 atb::Status atb::CreateOperation(const atb::infer::TransposeParam& param,
                                  atb::Operation** operation) {
-  return emulation::create<emulation::Transpose>("TransposeOperation", param, operation);
+  return emulation::create<emulation::arrange::Transpose>("TransposeOperation", param, operation);
 }
 
 template <>
 atb::Status atb::CreateOperation(const atb::infer::SliceParam& param, atb::Operation** operation) {
-  return emulation::create<emulation::Slice>("SliceOperation", param, operation);
+  return emulation::create<emulation::arrange::Slice>("SliceOperation", param, operation);
 }
 
 template <>
 atb::Status atb::CreateOperation(const atb::infer::TransdataParam& param,
                                  atb::Operation** operation) {
-  return emulation::create<emulation::Transdata>("TransdataOperation", param, operation);
+  return emulation::create<emulation::arrange::Transdata>("TransdataOperation", param, operation);
 }

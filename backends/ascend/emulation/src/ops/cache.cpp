@@ -2,7 +2,7 @@
 #include "cache.hpp"
 #include <unordered_map>
 
-namespace emulation {
+namespace emulation::cache {
 
 namespace {
 
@@ -180,17 +180,17 @@ class KvCache : public SingleOperation {
 
 }  // namespace
 
-}  // namespace emulation
+}  // namespace emulation::cache
 
 template <>
 atb::Status atb::CreateOperation(const atb::infer::ReshapeAndCacheParam& param,
                                  atb::Operation** operation) {
-  return emulation::create<emulation::ReshapeAndCache>("ReshapeAndCacheOperation", param,
+  return emulation::create<emulation::cache::ReshapeAndCache>("ReshapeAndCacheOperation", param,
                                                        operation);
 }
 
 template <>
 atb::Status atb::CreateOperation(const atb::infer::KvCacheParam& param,
                                  atb::Operation** operation) {
-  return emulation::create<emulation::KvCache>("KvCacheOperation", param, operation);
+  return emulation::create<emulation::cache::KvCache>("KvCacheOperation", param, operation);
 }

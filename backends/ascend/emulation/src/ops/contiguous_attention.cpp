@@ -5,7 +5,7 @@
 #include "mask.hpp"
 #include "self_attention.hpp"
 
-namespace emulation {
+namespace emulation::contiguous_attention {
 
 namespace {
 
@@ -216,8 +216,10 @@ class ContiguousAttention : public SingleOperation {
 
 }  // namespace
 
-Status create_contiguous_attention(const SelfAttentionParam& param, atb::Operation** operation) {
-  return create<ContiguousAttention>("SelfAttentionOperation", param, operation);
-}
+}  // namespace emulation::contiguous_attention
 
-}  // namespace emulation
+atb::Status emulation::create_contiguous_attention(const SelfAttentionParam& param,
+                                                   atb::Operation** operation) {
+  return create<contiguous_attention::ContiguousAttention>("SelfAttentionOperation", param,
+                                                           operation);
+}

@@ -2,7 +2,7 @@
 #include <cmath>
 #include "helpers.hpp"
 
-namespace emulation {
+namespace emulation::elewise {
 
 namespace {
 
@@ -179,10 +179,10 @@ class Elewise : public SingleOperation {
 
 }  // namespace
 
-}  // namespace emulation
+}  // namespace emulation::elewise
 
 template <>
 atb::Status atb::CreateOperation(const atb::infer::ElewiseParam& param,
                                  atb::Operation** operation) {
-  return emulation::create<emulation::Elewise>("ElewiseOperation", param, operation);
+  return emulation::create<emulation::elewise::Elewise>("ElewiseOperation", param, operation);
 }

@@ -2,7 +2,7 @@
 #include <cstring>
 #include "helpers.hpp"
 
-namespace emulation {
+namespace emulation::gather {
 
 namespace {
 
@@ -78,10 +78,10 @@ class Gather : public SingleOperation {
 
 }  // namespace
 
-}  // namespace emulation
+}  // namespace emulation::gather
 
 template <>
 atb::Status atb::CreateOperation(const atb::infer::GatherParam& param,
                                  atb::Operation** operation) {
-  return emulation::create<emulation::Gather>("GatherOperation", param, operation);
+  return emulation::create<emulation::gather::Gather>("GatherOperation", param, operation);
 }

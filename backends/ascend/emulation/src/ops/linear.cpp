@@ -2,7 +2,7 @@
 #include "../math/matmul.hpp"
 #include "helpers.hpp"
 
-namespace emulation {
+namespace emulation::linear {
 
 namespace {
 
@@ -128,10 +128,10 @@ class Linear : public SingleOperation {
 
 }  // namespace
 
-}  // namespace emulation
+}  // namespace emulation::linear
 
 template <>
 atb::Status atb::CreateOperation(const atb::infer::LinearParam& param,
                                  atb::Operation** operation) {
-  return emulation::create<emulation::Linear>("LinearOperation", param, operation);
+  return emulation::create<emulation::linear::Linear>("LinearOperation", param, operation);
 }

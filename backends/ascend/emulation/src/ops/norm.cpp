@@ -4,7 +4,7 @@
 #include <vector>
 #include "helpers.hpp"
 
-namespace emulation {
+namespace emulation::norm {
 
 namespace {
 
@@ -183,16 +183,16 @@ class LayerNorm : public SingleOperation {
 
 }  // namespace
 
-}  // namespace emulation
+}  // namespace emulation::norm
 
 template <>
 atb::Status atb::CreateOperation(const atb::infer::RmsNormParam& param,
                                  atb::Operation** operation) {
-  return emulation::create<emulation::RmsNorm>("RmsNormOperation", param, operation);
+  return emulation::create<emulation::norm::RmsNorm>("RmsNormOperation", param, operation);
 }
 
 template <>
 atb::Status atb::CreateOperation(const atb::infer::LayerNormParam& param,
                                  atb::Operation** operation) {
-  return emulation::create<emulation::LayerNorm>("LayerNormOperation", param, operation);
+  return emulation::create<emulation::norm::LayerNorm>("LayerNormOperation", param, operation);
 }

@@ -4,7 +4,7 @@
 #include "mask.hpp"
 #include "self_attention.hpp"
 
-namespace emulation {
+namespace emulation::pa_encoder {
 
 namespace {
 
@@ -149,8 +149,9 @@ class PaEncoder : public SingleOperation {
 
 }  // namespace
 
-Status create_pa_encoder(const SelfAttentionParam& param, atb::Operation** operation) {
-  return create<PaEncoder>("SelfAttentionOperation", param, operation);
-}
+}  // namespace emulation::pa_encoder
 
-}  // namespace emulation
+atb::Status emulation::create_pa_encoder(const SelfAttentionParam& param,
+                                         atb::Operation** operation) {
+  return create<pa_encoder::PaEncoder>("SelfAttentionOperation", param, operation);
+}

@@ -3,7 +3,7 @@
 #include "../math/attention.hpp"
 #include "cache.hpp"
 
-namespace emulation {
+namespace emulation::paged_attention {
 
 namespace {
 
@@ -143,10 +143,11 @@ class PagedAttention : public SingleOperation {
 
 }  // namespace
 
-}  // namespace emulation
+}  // namespace emulation::paged_attention
 
 template <>
 atb::Status atb::CreateOperation(const atb::infer::PagedAttentionParam& param,
                                  atb::Operation** operation) {
-  return emulation::create<emulation::PagedAttention>("PagedAttentionOperation", param, operation);
+  return emulation::create<emulation::paged_attention::PagedAttention>("PagedAttentionOperation",
+                                                                       param, operation);
 }

@@ -2,7 +2,7 @@
 #include <vector>
 #include "helpers.hpp"
 
-namespace emulation {
+namespace emulation::rope {
 
 namespace {
 
@@ -111,9 +111,9 @@ class Rope : public SingleOperation {
 
 }  // namespace
 
-}  // namespace emulation
+}  // namespace emulation::rope
 
 template <>
 atb::Status atb::CreateOperation(const atb::infer::RopeParam& param, atb::Operation** operation) {
-  return emulation::create<emulation::Rope>("RopeOperation", param, operation);
+  return emulation::create<emulation::rope::Rope>("RopeOperation", param, operation);
 }

@@ -1,7 +1,7 @@
 // The checks of SelfAttention's param, and which of its kinds it asks for.
 #include "self_attention.hpp"
 
-namespace emulation {
+namespace emulation::self_attention {
 
 namespace {
 
@@ -55,15 +55,19 @@ Status check_rest(const Param& param) {
   return atb::NO_ERROR;
 }
 
-}  // namespace
-
-Status check_self_attention(const Param& param) {
+Status check(const Param& param) {
   Status status = check_heads(param);
   if (status == atb::NO_ERROR) status = check_mask(param);
   return status == atb::NO_ERROR ? check_rest(param) : status;
 }
 
-}  // namespace emulation
+}  // namespace
+
+}  // namespace emulation::self_attention
+
+atb::Status emulation::check_self_attention(const SelfAttentionParam& param) {
+  return self_attention::check(param);
+}
 
 template <>
 atb::Status atb::CreateOperation(const atb::infer::SelfAttentionParam& param,

@@ -3,7 +3,7 @@
 #include "../math/attention.hpp"
 #include "helpers.hpp"
 
-namespace emulation {
+namespace emulation::softmax_op {
 
 namespace {
 
@@ -53,10 +53,10 @@ class Softmax : public SingleOperation {
 
 }  // namespace
 
-}  // namespace emulation
+}  // namespace emulation::softmax_op
 
 template <>
 atb::Status atb::CreateOperation(const atb::infer::SoftmaxParam& param,
                                  atb::Operation** operation) {
-  return emulation::create<emulation::Softmax>("SoftmaxOperation", param, operation);
+  return emulation::create<emulation::softmax_op::Softmax>("SoftmaxOperation", param, operation);
 }

@@ -2,7 +2,7 @@
 #include <cstring>
 #include "helpers.hpp"
 
-namespace emulation {
+namespace emulation::split_concat {
 
 namespace {
 
@@ -137,15 +137,15 @@ class Concat : public SingleOperation {
 
 }  // namespace
 
-}  // namespace emulation
+}  // namespace emulation::split_concat
 
 template <>
 atb::Status atb::CreateOperation(const atb::infer::SplitParam& param, atb::Operation** operation) {
-  return emulation::create<emulation::Split>("SplitOperation", param, operation);
+  return emulation::create<emulation::split_concat::Split>("SplitOperation", param, operation);
 }
 
 template <>
 atb::Status atb::CreateOperation(const atb::infer::ConcatParam& param,
                                  atb::Operation** operation) {
-  return emulation::create<emulation::Concat>("ConcatOperation", param, operation);
+  return emulation::create<emulation::split_concat::Concat>("ConcatOperation", param, operation);
 }

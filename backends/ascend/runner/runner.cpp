@@ -1,5 +1,5 @@
-// The C functions of a library, over the tables that the generated file gives. Included once.
-#pragma once
+// The C functions of a library, over the tables that the generated file gives. It is compiled by
+// itself: it is the same in every library.
 #include "abi.h"
 #include "plan.hpp"
 #include "weights.hpp"
@@ -8,8 +8,6 @@
 extern "C" const char gdsl_manifest_text[];
 
 namespace gdsl __attribute__((visibility("hidden"))) {
-
-const Program& TheProgram();
 
 // The session of this thread: its plans share operations and memory, and the last one ends it.
 inline std::shared_ptr<Session> SharedSession() {

@@ -15,6 +15,7 @@ from .atb import Phase, Prepared, Program, Tensor
 from .lowering_attention import check_mask, operands_of
 from .lowering_graph import Axes, Setting, Shape, cache_shape, source_of, weight
 from .lowering_phase import Wide, phase_of
+from .lowering_shared import shared
 from .target import check_soc
 
 NARROW = ("f16", "bf16")
@@ -44,7 +45,7 @@ def program_of(graph: Graph, soc: str) -> Program:
         phases.append(phase)
         kept |= tensors
     return Program(graph.name, (*ports.values(), *results), tuple(prepared.values()),
-                   tuple(kept.values()), tuple(phases), dtype, sizes)
+                   tuple(kept.values()), shared(phases), dtype, sizes)
 
 
 def _dtype(graph: Graph, soc: str) -> str:

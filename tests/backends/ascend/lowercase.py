@@ -10,7 +10,7 @@ from graphdsl.backends.ascend.target import target
 from graphdsl.ir import Graph as Traced
 from graphdsl.layer import Layer, trace
 from graphdsl.models import glm, gpt2, llama, qwen
-from graphdsl.passes.pipeline import run_pipeline
+from graphdsl.passes.pipeline import Options, run_pipeline
 
 SIZES: dict[str, Any] = {"vocab": 48, "hidden": 64, "heads": 4, "kv_heads": 2, "ffn": 96,
                          "layers": 3}
@@ -21,10 +21,10 @@ GPT2 = gpt2.Config(vocab=48, hidden=64, heads=4, ffn=96, layers=2, max_positions
 
 
 def program(layer: Layer | Traced, dtype: str = "f16", soc: str = "910b",
-            policy: str = "paged") -> Program:
+            policy: str = "paged", options: Options | None = None) -> Program:
     """The program of a layer or model."""
-    options = {"kv_layout": {"policy": policy}} if policy != "paged" else {}
-    lowered = run_pipeline(trace(layer, dtype), target(soc), options)
+    chosen = {"kv_layout": {"policy": policy}} if policy != "paged" else {}
+    lowered = run_pipeline(trace(layer, dtype), target(soc), {**chosen, **(options or {})})
     return program_of(lowered.graph, soc)
 
 

@@ -133,7 +133,7 @@ def test_bf16_angles_are_cast_once_a_step() -> None:
     assert [t.dtype for t in rope_node.inputs] == ["bf16"] * 4 + ["i32"]
 
 
-def test_layers_that_are_not_rolled_are_a_graph_each() -> None:
+def test_layers_that_differ_are_a_graph_each() -> None:
     made = program(qwen.Qwen2(replace(QWEN, window=6, sliding=(1,))), policy="contiguous")
     check_program(made, "910b")
     assert [run.graph.name for run in made.phases[0].runs] == [

@@ -112,23 +112,25 @@ def _contiguous(cache: Tensor, nz: bool) -> Tensor:
 
 
 @cache
-def _made(make: Callable[[], Layer], contiguous: bool, dtype: str,
-          soc: str) -> tuple[Graph, Mapping[str, Graph], Program]:
+def _made(make: Callable[[], Layer], contiguous: bool, dtype: str, soc: str,
+          rolled: bool) -> tuple[Graph, Mapping[str, Graph], Program]:
     """A traced graph, and the recipes and the program of what the passes make of it."""
     graph = trace(make(), dtype)
     options = {"policy": "contiguous"} if contiguous else {"policy": "paged", "block": str(BLOCK)}
     lowered = run_pipeline(graph, target(soc), {"kv_layout": options,
-                                                "angle_table": {"rows": "64"}})
+                                                "angle_table": {"rows": "64"},
+                                                "roll": {"min_turns": "2" if rolled else "99"}})
     program = program_of(lowered.graph, soc)
     check_program(program, soc)
     made = {p.name: r for p in lowered.graph.params if (r := lowered.recipes.get(p.name))}
     return graph, made, program
 
 
-def _check(make: Callable[[], Layer], case: str, dtype: str = "f16", soc: str = "910b") -> None:
+def _check(make: Callable[[], Layer], case: str, dtype: str = "f16", soc: str = "910b",
+           rolled: bool = True) -> None:
     """The program's results are those of the graph, in every row that is no padding."""
     contiguous = case == "contiguous"
-    graph, recipes, program = _made(make, contiguous, dtype, soc)
+    graph, recipes, program = _made(make, contiguous, dtype, soc, rolled)
     positions = torch.tensor(POSITIONS[case], dtype=torch.int32)
     batch, tokens = positions.shape
     slots = 25 if contiguous else BLOCK * PAGES
@@ -195,6 +197,11 @@ def test_models_in_bf16_cast_the_rows_of_tables() -> None:
 def test_windows_of_contiguous_caches_are_masks() -> None:
     config = qwen.Config(**SIZES, head_dim=16, window=6, sliding=(1,))
     _check(lambda: qwen.Qwen2(config), "contiguous")
+
+
+@pytest.mark.parametrize("case", ["prefill", "decode"])
+def test_layers_that_share_a_graph(case: str) -> None:
+    _check(lambda: llama.Llama(replace(LLAMA, layers=4)), case, rolled=False)
 
 
 def test_results_of_every_layer() -> None:

@@ -18,7 +18,7 @@ from .emulation_build import INCLUDE, build_emulation
 from .units import Tools, Unit, keep
 
 FLAGS = ("-std=c++17", "-O1", "-fPIC", "-Wall", "-Wextra", "-Werror")
-MANIFEST, RUNNER = "manifest.cpp", "runner.o"
+GENERATED, RUNNER = "generated.cpp", "runner.o"
 
 
 def compile_library(build: Path, manifest: str, library: Path, environment: Mapping[str, str],
@@ -32,13 +32,18 @@ def compile_library(build: Path, manifest: str, library: Path, environment: Mapp
         folder = Path(name)
         linked = pool.submit(_linked, cann, cache, environment, progress)
         runner = pool.submit(_runner, build / "src" / "runner", cache, tools, cann)
-        (folder / MANIFEST).write_text(manifest_source(manifest, emulated=cann is None))
-        flags = _flags(build / "src", cann)
-        objects = pool.submit(tools.compile, [Unit(path, flags) for path in
-                              (*sorted((build / "src").glob("*.cpp")), folder / MANIFEST)], folder)
+        (folder / GENERATED).write_text(_together(build / "src") +
+                                        manifest_source(manifest, emulated=cann is None))
+        unit = Unit(folder / GENERATED, _flags(build / "src", cann))
+        generated = pool.submit(tools.compile, [unit], folder)
         last = linked.result()
-        tools.run([*tools.compiler, "-shared", *map(str, objects.result()), str(runner.result()),
-                   *last, "-o", str(library)])
+        tools.run([*tools.compiler, "-shared", *map(str, generated.result()),
+                   str(runner.result()), *last, "-o", str(library)])
+
+
+def _together(sources: Path) -> str:
+    """The generated files as one source: reading the headers takes longer than all of them."""
+    return "".join(f'#include "{path.name}"\n' for path in sorted(sources.glob("*.cpp")))
 
 
 def _linked(cann: Cann | None, cache: Path, environment: Mapping[str, str],
@@ -67,7 +72,7 @@ def _runner(sources: Path, cache: Path, tools: Tools, cann: Cann | None) -> Path
 
 
 def manifest_source(manifest: str, *, emulated: bool) -> str:
-    """The object that says what the library was built for, and gives ATB's own log: the emulation
+    """The text that says what the library was built for, and gives ATB's own log: the emulation
     has one, and is told which SoC it is; CANN writes files."""
     lines = "\n".join(f"    {json.dumps(line)}" for line in manifest.splitlines(keepends=True))
     text = f"extern \"C\" const char gdsl_manifest_text[] =\n{lines};\n"

@@ -107,7 +107,7 @@ def test_names_that_are_no_identifiers_become_ones() -> None:
     odd, out = flowing("été", 8), flowing("int", 32)
     graph = Graph("Names", (x, y, odd), (out,), (node("Elewise", 1, (x, y), (out,)),))
     text = render_graph(graph)
-    assert "enum Tensor : uint32_t {\n  IN_LAYERS_0_X,\n  IN_LAYERS_0_X_2,\n  IN_T,\n" in text
+    assert "enum Tensor : uint32_t {\n    IN_LAYERS_0_X,\n    IN_LAYERS_0_X_2,\n    IN_T,\n" in text
     assert "  OUT_INT,\n" in text
 
 

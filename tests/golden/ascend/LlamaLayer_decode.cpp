@@ -6,47 +6,43 @@
 
 #include "runner/graph.hpp"
 
-namespace {
-
 using gdsl::REST;
 using gdsl::View;
 
-enum Tensor : uint32_t {
-  IN_X,
-  IN_COS,
-  IN_SIN,
-  IN_SLOTS,
-  IN_LENGTHS,
-  IN_BLOCKS,
-  IN_CONTEXTS,
-  IN_KV_K,
-  IN_KV_V,
-  IN_ATTN_NORM,
-  IN_WQKV,
-  IN_WO,
-  IN_FFN_NORM,
-  IN_W_GATE_UP,
-  IN_W_DOWN,
-  OUT_Y,
-  MID_NORMED,
-  MID_QKV,
-  MID_Q,
-  MID_K,
-  MID_V,
-  MID_Q_ROPE,
-  MID_K_ROPE,
-  MID_ATTENDED,
-  MID_PROJECTED,
-  MID_NORMED2,
-  MID_RESIDUAL,
-  MID_GATE_UP,
-  MID_ACTIVE,
-  MID_DOWN,
-};
-
-}  // namespace
-
 atb::Status CreateLlamaLayer_decode(atb::Operation** operation, gdsl::GraphNotes* notes) {
+  enum Tensor : uint32_t {
+    IN_X,
+    IN_COS,
+    IN_SIN,
+    IN_SLOTS,
+    IN_LENGTHS,
+    IN_BLOCKS,
+    IN_CONTEXTS,
+    IN_KV_K,
+    IN_KV_V,
+    IN_ATTN_NORM,
+    IN_WQKV,
+    IN_WO,
+    IN_FFN_NORM,
+    IN_W_GATE_UP,
+    IN_W_DOWN,
+    OUT_Y,
+    MID_NORMED,
+    MID_QKV,
+    MID_Q,
+    MID_K,
+    MID_V,
+    MID_Q_ROPE,
+    MID_K_ROPE,
+    MID_ATTENDED,
+    MID_PROJECTED,
+    MID_NORMED2,
+    MID_RESIDUAL,
+    MID_GATE_UP,
+    MID_ACTIVE,
+    MID_DOWN,
+  };
+
   gdsl::GraphBuilder graph("LlamaLayer_decode", {
       "x: f16[rows, 64]",
       "cos: f32[rows, 16]",

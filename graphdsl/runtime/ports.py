@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from graphdsl.errors import GraphError
 from graphdsl.ir import ORDERS, Dim, Layout, Size, affine
+from graphdsl.layout import NZ_WIDTH
 from graphdsl.lazy import torch, torch_dtype
 from graphdsl.manifest import Json, size_json
 from graphdsl.runtime.device import HOST
@@ -149,8 +150,17 @@ class Port:
             raise GraphError(f"{label} requires grad, and a built operator has no backward",
                              hint="call it under torch.no_grad() or torch.inference_mode()")
         self.bind(label, tensor.shape, dims)
+        self._check_tiles(label, tensor)
         if not tensor.is_contiguous():
             raise GraphError(f"{label} is not contiguous", hint=f"{self.name}.contiguous()")
+
+    def _check_tiles(self, label: str, tensor: Tensor) -> None:
+        """Raises GraphError for slots that do not fill their tiles; of paged caches the build has
+        checked the blocks."""
+        if self.layout and self.layout.storage == "nz" and tensor.shape[2] % NZ_WIDTH:
+            raise GraphError(f"{label} has {tensor.shape[2]} slots, wanted a multiple of "
+                             f"{NZ_WIDTH}: its tiles have {NZ_WIDTH} rows",
+                             hint="operator.new_state(batch, slots) rounds them up")
 
     def check_range(self, owner: str, tensor: Tensor, dims: Mapping[str, int]) -> None:
         """Raises GraphError for an index that would read or write beyond what it indexes."""

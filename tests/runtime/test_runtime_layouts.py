@@ -30,7 +30,7 @@ from graphdsl.runtime.dims import PlanDim
 from graphdsl.runtime.door import torch_op
 from graphdsl.runtime.module import OperatorModule
 from graphdsl.runtime.operator import Operator, State
-from graphdsl.runtime.ports import Extent
+from graphdsl.runtime.ports import Extent, Port
 from graphdsl.runtime.torch_class import register
 
 LAYOUTS = ("sbnd", PAGED, "bsnd:shift", "sbnd:paged/3:int8")
@@ -159,6 +159,16 @@ def test_tiles_of_16_columns() -> None:
     assert tiles[1, 0, 2].tolist() == rows[1, 2].flatten()[:16].tolist()
     assert tiles[1, 1, 2].tolist() == [*rows[1, 2, 4].tolist(), *[0] * 12]
     assert untiled(tiles, 5, 4).equal(rows)
+
+
+def test_tiles_of_slots_are_whole() -> None:
+    port = Port.read({**port_of("bsnd:nz"), "shape": [2, {"dims": {"slots": 1}, "const": 0}, 2, 16]})
+    dims: dict[str, int] = {}
+    port.check("Layer", torch.zeros(2, 2, 32, 16), dims)
+    assert dims == {"slots": 32}
+    with pytest.raises(GraphError, match="Layer: kv.k has 20 slots, wanted a multiple") as caught:
+        port.check("Layer", torch.zeros(2, 2, 20, 16), {})
+    assert caught.value.hint == "operator.new_state(batch, slots) rounds them up"
 
 
 def test_blocks_are_given_out_as_they_are_needed(paged: Operator, block: Operator) -> None:

@@ -129,7 +129,7 @@ class Ops:
         """The shapes of its outputs; nothing is computed."""
         handle = self.create(name, **fields)
         try:
-            made = self._infer(handle, [plain_of(arg) for arg in inputs])
+            made = self.shapes(handle, [plain_of(arg) for arg in inputs])
             return [tuple(desc.sizes[:desc.dims]) for desc in made]
         finally:
             self.library.ops_destroy(handle)
@@ -140,7 +140,8 @@ class Ops:
             self(name, *inputs, **fields)
         return caught.value
 
-    def _infer(self, handle: ctypes.c_void_p, inputs: list[Plain]) -> list[Plain]:
+    def shapes(self, handle: ctypes.c_void_p, inputs: list[Plain]) -> list[Plain]:
+        """What an operation makes of inputs that need not be in memory."""
         given, made = (Plain * len(inputs))(*inputs), (Plain * 8)()
         count = ctypes.c_int32()
         self._check(self.library.ops_infer(handle, given, len(inputs), made, ctypes.byref(count)))
@@ -148,7 +149,7 @@ class Ops:
 
     def _run(self, handle: ctypes.c_void_p, inputs: list[Plain], tensors: list[torch.Tensor],
              in_place: Sequence[int]) -> tuple[torch.Tensor, ...]:
-        made = self._infer(handle, inputs)
+        made = self.shapes(handle, inputs)
         types = {code: dtype for dtype, code in DTYPES.items()}
         outputs = [tensors[index] for index in in_place]
         for desc in made[len(outputs):]:

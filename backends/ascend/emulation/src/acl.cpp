@@ -71,15 +71,16 @@ bool use_stream(aclrtStream stream) {
 
 bool is_310p() {
   const std::lock_guard<std::mutex> guard(device().lock);
-  return device().soc.find("310P") != std::string::npos ||
-         device().soc.find("310p") != std::string::npos;
+  for (const char* name : {"310P", "310p", "310B", "910A", "910Pro"})
+    if (device().soc.find(name) != std::string::npos) return true;
+  return false;
 }
 
 }  // namespace emulation
 
 extern "C" {
 
-// Which SoC is emulated: a name that has 310P in it, or 910B.
+// Which SoC is emulated, by its name: all but 310P, 310B and 910A are 910B.
 __attribute__((visibility("default"))) void atb_emulation_set_soc(const char* name) {
   const std::lock_guard<std::mutex> guard(device().lock);
   device().soc = name;

@@ -114,7 +114,7 @@ Status create(const std::string& name, const Param& param, atb::Operation** oper
   return atb::NO_ERROR;
 }
 
-// Whether the emulated SoC is a 310P (else a 910B).
+// Whether the emulated SoC is a 310P, or a 310B or 910A, which have no bf16 either (else a 910B).
 bool is_310p();
 
 }  // namespace emulation

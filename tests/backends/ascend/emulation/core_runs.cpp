@@ -172,6 +172,45 @@ TEST(intermediates_share_memory_after_their_last_use) {
   EXPECT(at(out, 255) == 11);
 }
 
+// An operation of the user's own, whose kernel wants a workspace.
+class Kernel : public Operation {
+ public:
+  explicit Kernel(uint64_t size) : size_(size) {}
+  std::string GetName() const override { return "Kernel"; }
+  Status InferShape(const SVector<TensorDesc>& in, SVector<TensorDesc>& out) const override {
+    out = in;
+    return NO_ERROR;
+  }
+  uint32_t GetInputNum() const override { return 1; }
+  uint32_t GetOutputNum() const override { return 1; }
+  Status Setup(const VariantPack&, uint64_t& size, Context*) override {
+    size = size_;
+    return NO_ERROR;
+  }
+  Status Execute(const VariantPack&, uint8_t* workspace, uint64_t size, Context*) override {
+    EXPECT(size == size_);
+    std::memset(workspace, 1, size);
+    return NO_ERROR;
+  }
+
+ private:
+  uint64_t size_;
+};
+
+TEST(the_workspace_is_that_of_the_largest_kernel_and_of_what_lies_between) {
+  const Machine machine;
+  Memory memory;
+  Owned chain;
+  const Node first = node(new Kernel(300), {0}, {2}), second = node(new Kernel(700), {2}, {3}),
+             third = node(new Kernel(100), {3}, {1});
+  OK(CreateOperation(graph(1, 1, 2, {first, second, third}), &chain.operation));
+  const Tensor x = memory.device(f32({128})), out = memory.device(f32({128}));
+  uint64_t size = 0;
+  OK(chain->Setup(pack({x}, {out}), size, machine.context));
+  EXPECT(size == 2 * 512 + 700);
+  OK(run(chain.operation, pack({x}, {out}), machine.context));
+}
+
 // PagedAttention of one query: f16, 2 heads of 16, one key.
 struct Paged {
   Machine machine;

@@ -165,6 +165,18 @@ TEST(the_310p_has_no_bf16) {
   OK(inferred(sum, {f16({2}), f16({2})}));
 }
 
+TEST(the_310b_and_the_910a_have_no_bf16_either) {
+  for (const char* soc : {"Ascend310B4", "Ascend910A"}) {
+    const Machine machine(soc);
+    const Owned sum{add()};
+    REFUSED(inferred(sum, {desc(ACL_BF16, {2}), desc(ACL_BF16, {2})}), ERROR_INVALID_TENSOR_DTYPE,
+            "has no bf16");
+  }
+  const Machine machine("Ascend910_9382");
+  const Owned sum{add()};
+  OK(inferred(sum, {desc(ACL_BF16, {2}), desc(ACL_BF16, {2})}));
+}
+
 TEST(caches_are_nd_on_the_910b_and_nz_on_the_310p) {
   const Owned append{made(infer::ReshapeAndCacheParam())};
   const TensorDesc rows = f16({3, 2, 16}), slots = desc(ACL_INT32, {3}),

@@ -53,10 +53,11 @@ void fill(Fields& f, RmsNormParam& p) {
   FIELD(layerType); FIELD(normParam.quantType); FIELD(normParam.epsilon); FIELD(normParam.rstd);
   FIELD(normParam.modelType); FIELD(normParam.rsv); FIELD(preNormParam.epsilon);
   FIELD(preNormParam.hasBias); FIELD(postNormParam.epsilon); FIELD(postNormParam.hasBias);
+  FIELD(preNormParam.rsv); FIELD(postNormParam.rsv);
 }
 void fill(Fields& f, LayerNormParam& p) {
   FIELD(layerType); FIELD(normParam.epsilon); FIELD(normParam.beginNormAxis);
-  FIELD(normParam.beginParamsAxis);
+  FIELD(normParam.beginParamsAxis); FIELD(normParam.rsv);
 }
 void fill(Fields& f, RopeParam& p) { FIELD(rotaryCoeff); FIELD(cosFormat); }
 void fill(Fields& f, SelfAttentionParam& p) {
@@ -72,6 +73,7 @@ void fill(Fields& f, ReshapeAndCacheParam& p) { FIELD(compressType); FIELD(kvCac
 void fill(Fields&, KvCacheParam&) {}
 void fill(Fields& f, ElewiseParam& p) {
   FIELD(elewiseType); FIELD(mulsParam.varAttr); FIELD(outTensorType); FIELD(mulsParam.rsv);
+  FIELD(quantParam.rsv);
 }
 void fill(Fields& f, ActivationParam& p) {
   FIELD(activationType); FIELD(scale); FIELD(dim); FIELD(geluMode);

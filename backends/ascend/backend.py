@@ -83,7 +83,9 @@ class Ascend:
         program = program_of(graph, self.soc)
         check_program(program, self.soc)
         tiled = {t.name for t in program.ports if t.format == "nz"}
-        ports = ports_of(graph, frozenset(v for v in graph.params if v.name in tiled))
+        read = {t.name for t in program.ports if t.host}
+        ports = ports_of(graph, frozenset(v for v in graph.params if v.name in tiled),
+                         frozenset(v for v in (*graph.inputs, *graph.state) if v.name in read))
         return AscendPlan(graph, recipes, ports, *dims_of(graph), program)
 
     def summary(self, plan: Plan) -> list[tuple[str, str]]:
@@ -92,10 +94,13 @@ class Ascend:
         return [("atb", "; ".join(map(_phase_text, plan.program.phases)))]
 
     def facts(self, environment: Mapping[str, str]) -> Json:
-        """Whether the library has the emulation in it, and the CPU that it then needs."""
-        emulated = find_cann(environment) is None
-        needed = best_level(cpu_features()).features if emulated else ()
-        return {"emulation": emulated, "soc": self.soc, "features": [*self.features, *needed]}
+        """Whether the library has the emulation in it, and the CPU that it then needs, else where
+        torch has its tensors."""
+        facts: Json = {"emulation": find_cann(environment) is None, "soc": self.soc}
+        if not facts["emulation"]:
+            return {**facts, "device": "npu"}
+        needed = best_level(cpu_features()).features
+        return {**facts, "features": [*self.features, *needed]}
 
     def render(self, plan: Plan, manifest: str) -> dict[str, str]:
         """The sources, the same with CANN and without: the manifest is no part of them."""

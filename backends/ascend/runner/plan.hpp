@@ -1,13 +1,30 @@
 // A plan: tensors of known sizes, and the steps that run on them.
 #pragma once
+#include <array>
+
 #include "session.hpp"
 
 namespace gdsl __attribute__((visibility("hidden"))) {
 
-// One prepared tensor of a plan: its values on the host, and their copy on the device.
+// One prepared tensor of a plan: its values on the host and on the device, as one step had them and
+// others before it, which may still run.
 struct PreparedTensor {
-  Values values;
-  Buffer device;
+  struct Copy {
+    Values values;
+    Buffer device;
+    uint64_t free_at = 0;  // waits of the session after which no step reads it
+  };
+
+  // One that no step reads, or null.
+  Copy* Unread(uint64_t waits) {
+    for (Copy& copy : copies) {
+      if (copy.free_at <= waits) return &copy;
+    }
+    return nullptr;
+  }
+
+  std::array<Copy, 8> copies;  // so many steps can be queued before one waits
+  Copy* current = nullptr;
 };
 
 class Plan {
@@ -40,8 +57,10 @@ class Plan {
     const PhaseSpec& phase = Choose(program_.phases, HostInputs(program_.positions), call_);
     PlacePorts();
     PlaceKept();
-    bool waited = false;
-    for (const uint32_t number : phase.prepared) Prepare(number, waited);
+    for (const uint32_t number : phase.prepared) Prepare(number);
+    for (const uint32_t number : phase.prepared) {
+      prepared_[number].current->free_at = session_->waits() + 1;
+    }
     for (const RunSpec& run : phase.runs) session_->Run(run.graph, Pack(run));
     if (!stream) session_->Wait();
   }
@@ -77,33 +96,38 @@ class Plan {
     }
   }
 
-  // The device's copy is written only where values have changed, after what still reads it is done.
-  void Prepare(uint32_t number, bool& waited) {
+  // The device gets a copy only where values have changed.
+  void Prepare(uint32_t number) {
     const PreparedSpec& spec = program_.prepared[number];
     PreparedTensor& prepared = prepared_[number];
     atb::Tensor& tensor = tensors_[spec.tensor];
     const bool constant = spec.of.empty();
-    if (constant && prepared.device.data()) return;
+    if (constant && prepared.current) return;
     Values values = Compute(spec, sizes_.tensors[spec.tensor], HostInputs(spec.of), call_);
     if (values.bytes() != tensor.dataSize) {
       throw Error(std::string(sizes_.tensors[spec.tensor].name) + " has " +
                   std::to_string(values.bytes()) + " bytes, wanted " + DescText(tensor.desc));
     }
-    if (!prepared.device.data() || values != prepared.values) {
-      if (!waited) session_->Wait();
-      waited = true;
+    if (!prepared.current || values != prepared.current->values) {
       Copy(std::move(values), prepared, tensor);
     }
   }
 
+  // aclrtMemcpy has copied when it returns, whatever is queued: it may not write what a step reads.
   void Copy(Values values, PreparedTensor& prepared, atb::Tensor& tensor) {
-    prepared.values = std::move(values);
-    tensor.hostData = const_cast<void*>(prepared.values.data());
-    tensor.deviceData =
-        prepared.device.Grow(tensor.dataSize, session_->stream(), "a prepared tensor");
+    prepared.current = nullptr;
+    PreparedTensor::Copy* copy = prepared.Unread(session_->waits());
+    if (!copy) {
+      session_->Wait();
+      copy = prepared.Unread(session_->waits());
+    }
+    copy->values = std::move(values);
+    tensor.hostData = const_cast<void*>(copy->values.data());
+    tensor.deviceData = copy->device.Grow(tensor.dataSize, session_->stream(), "a prepared tensor");
     CheckAcl(aclrtMemcpy(tensor.deviceData, tensor.dataSize, tensor.hostData, tensor.dataSize,
                          ACL_MEMCPY_HOST_TO_DEVICE),
              "copying to the device");
+    prepared.current = copy;
   }
 
   atb::VariantPack Pack(const RunSpec& run) const {

@@ -102,7 +102,8 @@ class Session {
     if (own_stream_) aclrtDestroyStream(own_stream_);
   }
 
-  // The stream of the next runs: the caller's, or one of our own.
+  // The stream of the next runs: the caller's, or one of our own. What still runs on another one
+  // uses the same memory, so that it is waited for.
   void Use(aclrtStream given) {
     if (!given && !own_stream_) {
       // Whoever else is in this process may have been first, which is no failure.
@@ -113,16 +114,24 @@ class Session {
     if (!context_) CheckAtb(atb::CreateContext(&context_), "making ATB's context");
     const aclrtStream wanted = given ? given : own_stream_;
     if (wanted == stream_) return;
+    Finish();
     CheckAtb(context_->SetExecuteStream(wanted), "giving ATB the stream");
     stream_ = wanted;
   }
 
-  void Wait() const { CheckAcl(aclrtSynchronizeStream(stream_), "running on the device"); }
+  void Wait() {
+    CheckAcl(aclrtSynchronizeStream(stream_), "running on the device");
+    ++waits_;
+  }
 
   // Waits where anything was run; a device that failed has said so already.
-  void Finish() const {
+  void Finish() {
     if (stream_) static_cast<void>(aclrtSynchronizeStream(stream_));
+    ++waits_;
   }
+
+  // How often all that was run has been waited for.
+  uint64_t waits() const { return waits_; }
 
   void Run(uint32_t graph, const atb::VariantPack& pack) {
     GraphOperation& operation = *graphs_[graph];
@@ -149,6 +158,7 @@ class Session {
   atb::Context* context_ = nullptr;
   aclrtStream own_stream_ = nullptr;
   aclrtStream stream_ = nullptr;
+  uint64_t waits_ = 0;
 };
 
 }  // namespace gdsl

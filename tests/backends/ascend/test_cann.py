@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from graphdsl.backends.ascend.backend import BACKEND
 from graphdsl.backends.ascend.cann import Cann, find_cann, unused_npu
@@ -51,6 +52,13 @@ def test_an_installation(atb: Path, ascend: Path) -> None:
     before = found.fingerprint()
     (atb / "cxx_abi_1/include/atb/types.h").write_text("// another version\n")
     assert found.fingerprint() != before
+
+
+def test_tensors_of_an_installation_are_on_the_npu(atb: Path, ascend: Path) -> None:
+    abi = f"cxx_abi_{int(torch.compiled_with_cxx11_abi())}"
+    facts = BACKEND.facts({"ATB_HOME_PATH": str(atb / abi), "ASCEND_HOME_PATH": str(ascend)})
+    assert facts == {"emulation": False, "soc": "910b", "device": "npu"}
+    assert "device" not in BACKEND.facts({})
 
 
 @pytest.mark.parametrize("abi", [0, 1])

@@ -25,7 +25,8 @@ class Counts(ctypes.Structure):
     _fields_ = (("setups", ctypes.c_int32), ("executes", ctypes.c_int32),
                 ("fail_at_setup", ctypes.c_int32), ("fail_at_execute", ctypes.c_int32),
                 ("workspace", ctypes.c_uint64), ("stream", ctypes.c_void_p),
-                ("memory", ctypes.c_void_p))
+                ("memory", ctypes.c_void_p), ("contexts", ctypes.c_void_p),
+                ("host_contexts", ctypes.c_void_p), ("waits", ctypes.c_int32))
 
 
 @dataclass
@@ -73,8 +74,8 @@ def counting(tmp_path_factory: pytest.TempPathFactory, emulation: Path) -> ctype
     archive, path = build_emulation(emulation, os.environ), folder / "library.so"
     subprocess.run(["g++", "-std=c++17", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared",
                     f"-I{INCLUDE}", f"-I{folder / 'src' / 'runner'}",
-                    str(Path(__file__).with_suffix(".cpp")), str(archive), "-fopenmp", "-o",
-                    str(path)], check=True)
+                    "-Wl,--wrap=aclrtSynchronizeStream", str(Path(__file__).with_suffix(".cpp")),
+                    str(archive), "-fopenmp", "-o", str(path)], check=True)
     library = ctypes.CDLL(str(path))
     library.counted.restype = ctypes.POINTER(Counts)
     library.new_stream.restype = ctypes.c_void_p
@@ -161,6 +162,44 @@ def test_the_stream_of_a_step_is_the_callers_if_there_is_one(session: Session) -
     assert session.counts.stream == given
     session.step(ones(1), [3])
     assert session.counts.stream == own
+
+
+def test_steps_on_a_stream_are_not_waited_for(session: Session) -> None:
+    given = session.library.new_stream()
+    session.step(ones(1), [3], given)
+    session.counts.waits = 0
+    for _ in range(20):
+        session.step(ones(1), [3], given)
+    assert session.counts.waits == 0
+    session.step(ones(1), [3])
+    assert session.counts.waits == 2, "for the other stream, and for the results"
+
+
+def test_queued_steps_keep_what_was_prepared_for_them(session: Session) -> None:
+    """On the device and on the host: another step writes there after a wait alone."""
+    given = session.library.new_stream()
+    session.step(ones(1), [0])
+    session.counts.waits, waits, held = 0, [], dict[int, int]()
+    for step in range(30):
+        session.step(ones(1), [step], given)
+        waits.append(session.counts.waits)
+        for place in (session.counts.contexts, session.counts.host_contexts):
+            assert place is not None
+            assert held.get(place, -1) < waits[-1], step
+            held[place] = waits[-1]
+    assert waits[7] == waits[0]
+    assert waits[-1] <= 30 // 8 + 1
+
+
+def test_results_of_steps_without_a_stream_are_there(session: Session) -> None:
+    session.step(ones(1), [3])
+    session.counts.waits = 0
+    places = set()
+    for step in range(4):
+        session.step(ones(1), [step])
+        places.add(session.counts.contexts)
+    assert session.counts.waits == 4, "one a step"
+    assert len(places) == 1
 
 
 def test_operations_end_with_the_last_plan(session: Session) -> None:

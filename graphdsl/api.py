@@ -70,20 +70,22 @@ def register_torch_class(operator: Operator, name: str | None = None) -> str:
     return register(operator, name, cache=cache_folder(os.environ), environment=os.environ)
 
 
-def load_model(path: str | Path, backend: str = "cpu", dtype: str = "bf16",
+def load_model(path: str | Path, backend: str = "cpu", dtype: str | None = None,
                quantize: str | None = None, passes: Passes | None = None,
                soc: str = "") -> LanguageModel:
     """A Hugging Face folder, a GGUF file or a packaged model ("smollm2"), built as one operator.
 
-    `passes` and `soc` are as for `build`. Raises GraphError for what is not a model or an option,
-    ToolError when fetching or compiling fails.
+    `dtype` (unless given "bf16", on ascend "f16") is that of the weights and activations; `passes`
+    and `soc` are as for `build`. Raises GraphError for what is not a model or an option, ToolError
+    when fetching or compiling fails.
     """
     from graphdsl.hf.model import open_model
 
     if quantize is not None:
         raise GraphError(f"quantize={quantize!r}: the {backend} backend has no quantised weights",
                          hint="leave it out; quantised files are dequantised when they are loaded")
-    return open_model(path, _options(backend, dtype, None, passes, soc))
+    chosen = dtype or find_backend(backend, soc).target.model_dtype
+    return open_model(path, _options(backend, chosen, None, passes, soc))
 
 
 def replace_layers(model: Any, backend: str = "cpu", reserve: int = 1024) -> Replaced:

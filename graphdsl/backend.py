@@ -53,6 +53,8 @@ class Target:
     """Those of them that layers are built for: what --dtype takes."""
     layer_dtype: str = "f32"
     """The one where nobody asks for another."""
+    model_dtype: str = "bf16"
+    """That of a checkpoint's model where nobody asks for another."""
     why_not: tuple[tuple[str, str], ...] = ()
     """Of dtypes that layers are not built for, the reason."""
     zero_padding: bool = True

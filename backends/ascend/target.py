@@ -39,6 +39,7 @@ def target(soc: str = "910b") -> Target:
                   kv_policies=frozenset({"contiguous", "paged"}), kv_policy="paged",
                   kv_block=BLOCK, kv_storages=frozenset({storage}), kv_storage=storage,
                   dtypes=narrow | {"f32"}, layer_dtypes=narrow, layer_dtype="f16",
+                  model_dtype="f16",
                   why_not=(("f32", "ATB's RmsNorm, Rope, attention and MUL take f16 and bf16 only"),
                            ("bf16", "a 310p has none")),
                   zero_padding=False, padded_policies=frozenset({"paged"}),

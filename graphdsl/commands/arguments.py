@@ -84,7 +84,7 @@ def _generate(command: argparse.ArgumentParser) -> None:
     prompt.add_argument("--prompts", type=Path, metavar="FILE",
                         help="a file with one prompt a line, run as one batch")
     _backend(command)
-    _dtype(command)
+    _dtype(command, "bf16")
     _passes(command)
     command.add_argument("--max-new-tokens", type=natural, default=128, metavar="N")
     command.add_argument("--greedy", action="store_true", help="always the most likely token")
@@ -131,8 +131,8 @@ def _backend(command: argparse.ArgumentParser) -> None:
                          help="the chip to build for: on ascend 910b (default) or 310p")
 
 
-def _dtype(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--dtype", choices=DTYPES, help="default: f32, on ascend f16")
+def _dtype(command: argparse.ArgumentParser, usual: str = "f32") -> None:
+    command.add_argument("--dtype", choices=DTYPES, help=f"default: {usual}, on ascend f16")
 
 
 class _Passes(argparse.Action):

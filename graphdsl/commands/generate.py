@@ -23,18 +23,16 @@ from graphdsl.passes.pipeline import configured, passes_for
 if TYPE_CHECKING:
     from graphdsl.hf.model import LanguageModel
 
-DTYPE = "bf16"
-
 
 def run(args: argparse.Namespace, session: Session) -> int:
     """Prints the text of every prompt, then the speed, then with --ids the new ids."""
     texts = _texts(args)
     backend = find_backend(args.backend, args.soc)
-    check_dtype(args.dtype or DTYPE, backend)
+    check_dtype(args.dtype or backend.target.model_dtype, backend)
     configured(passes_for(backend.target), dict(args.passes), backend.target)
     check_folder("GRAPHDSL_CACHE", session.cache)
     Sampling(**_choices(args))
-    model = _open(args, session)
+    model = _open(args, session, args.dtype or backend.target.model_dtype)
     # Ids in and ids out need no tokenizer, so a model without one will do.
     has_text = not (args.prompt_ids is not None and args.ids)
     tokenizer: Any = model.tokenizer if has_text or args.stop else None
@@ -82,11 +80,11 @@ def _choices(args: argparse.Namespace) -> dict[str, Any]:
             "repetition_penalty": args.repetition_penalty}
 
 
-def _open(args: argparse.Namespace, session: Session) -> LanguageModel:
+def _open(args: argparse.Namespace, session: Session, dtype: str) -> LanguageModel:
     from graphdsl.hf.model import open_model
 
     session.progress.begin("model")
-    options = session.options(args, args.dtype or DTYPE)
+    options = session.options(args, dtype)
     model = open_model(_name(args.model), options)
     session.progress.done("model", f"{model.checkpoint.path.name}, "
                                    f"{model.checkpoint.settings.layers} layers, {options.dtype}")

@@ -11,7 +11,9 @@ import pytest
 import torch
 from hf_tiny import edit_json, tiny_model, write_gguf
 
+from graphdsl import GraphError, load_model
 from graphdsl.cli import main
+from graphdsl.hf.model import LanguageModel
 
 Generate = Callable[..., tuple[int, str, str]]
 PROMPT = "1 5 9 77 23"
@@ -116,3 +118,18 @@ def test_architecture_that_is_not_known(model: Path, tmp_path: Path, generate: G
     code, _, err = generate(folder, "--prompt", "x")
     assert code == 2
     assert "abacus" in err.lower()
+
+
+@pytest.mark.parametrize(("backend", "dtype"), [("cpu", "bf16"), ("ascend", "f16")])
+def test_the_dtype_of_a_model_is_the_backends_own(backend: str, dtype: str, model: Path,
+                                                  generate: Generate,
+                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(model: LanguageModel) -> None:
+        raise GraphError(f"builds {model.options.dtype}")
+
+    monkeypatch.setattr(LanguageModel, "operator", property(stop))
+    soc = ["--soc", "310p"] if backend == "ascend" else []
+    code, _, error = generate(model, "--prompt-ids", PROMPT, "--ids", "--backend", backend, *soc)
+    assert (code, f"builds {dtype}" in error) == (2, True)
+    assert load_model(model, backend, soc=soc[-1] if soc else "").options.dtype == dtype
+    assert load_model(model, backend, dtype="f32").options.dtype == "f32"

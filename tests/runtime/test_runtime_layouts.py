@@ -162,11 +162,12 @@ def test_tiles_of_16_columns() -> None:
 
 
 def test_tiles_of_slots_are_whole() -> None:
-    port = Port.read({**port_of("bsnd:nz"), "shape": [2, {"dims": {"slots": 1}, "const": 0}, 2, 16]})
+    slots = {"dims": {"slots": 1}, "const": 0}
+    port = Port.read({**port_of("bsnd:nz"), "shape": [2, slots, 2, 16]})
     dims: dict[str, int] = {}
     port.check("Layer", torch.zeros(2, 2, 32, 16), dims)
     assert dims == {"slots": 32}
-    with pytest.raises(GraphError, match="Layer: kv.k has 20 slots, wanted a multiple") as caught:
+    with pytest.raises(GraphError, match="has 20 slots, wanted a multiple") as caught:
         port.check("Layer", torch.zeros(2, 2, 20, 16), {})
     assert caught.value.hint == "operator.new_state(batch, slots) rounds them up"
 

@@ -17,8 +17,8 @@ import graphdsl.backends.ascend.render as rendering
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 
 HERE = Path(rendering.__file__).parent
-KINDS = ("slots", "lengths", "offsets", "contexts", "blocks", "layer", "ids", "picked",
-         "triangle", "mask")
+KINDS = ("slots", "lengths", "offsets", "contexts", "blocks", "layer", "ids", "angles",
+         "picked", "triangle", "mask")
 F16, I32, BF16 = 1, 3, 27
 ND, NZ = 2, 29
 Rows = Sequence[Sequence[int]]

@@ -28,6 +28,7 @@ int64_t gdsl_workspace_lower_bound(const int64_t* dims, int threads);
 int gdsl_plan_create(void* const* pointers, const int64_t* dims, int threads, void* workspace,
                      gdsl_plan** out);
 int gdsl_plan_rebind(gdsl_plan* plan, int index, void* pointer);
+/* On a stream of the device, which outlives the plan, a step is queued; with null it is done. */
 int gdsl_step(gdsl_plan* plan, void* stream);
 int gdsl_plan_destroy(gdsl_plan* plan);
 

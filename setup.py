@@ -16,7 +16,7 @@ setup(
               *(f"graphdsl.{name}" for name in find_packages(include=["backends", "backends.*"]))],
     package_dir={"graphdsl.backends": "backends"},
     package_data={"graphdsl": ["py.typed"],
-                  "graphdsl.runtime": ["abi.h", "native.cpp", "torch_class.cpp", "torch_facts.hpp",
+                  "graphdsl.runtime": ["abi.h", "native.cpp", "torch_class.cpp", "torch_*.hpp",
                                        "_native.pyi"],
                   "graphdsl.seeing": ["templates/*"],
                   "graphdsl.backends.cpu": ["templates/*.j2", "kernels/*.hpp"],

@@ -16,6 +16,7 @@ from graphdsl.layer import Layer, trace
 from graphdsl.source import dtype_of
 
 if TYPE_CHECKING:
+    from graphdsl.borders.atb import AtbLayer
     from graphdsl.hf.model import LanguageModel
     from graphdsl.hf.replace import Replaced
     from graphdsl.runtime.operator import Operator
@@ -58,12 +59,14 @@ def load(path: str | Path) -> Operator:
     return Operator(Path(path))
 
 
-def register_torch_class(operator: Operator, name: str | None = None) -> str:
+def register_torch_class(operator: Operator | AtbLayer, name: str | None = None) -> str:
     """Makes `torch.classes.graphdsl.Operation(name).execute([inputs..., state...])` run an
     operator with its bound weights; gives the name, that of the layer unless given.
 
-    Raises GraphError when no weights are bound, ToolError when the C++ behind the class, which is
-    compiled once for every version of torch, does not compile.
+    An AtbLayer takes the tensors of ATB's torch example there, and is registered as
+    `torch.classes.OperationTorch.OperationTorch(name)` too, with a warning where other software has
+    that class. Raises GraphError when no weights are bound, ToolError when the C++ behind the
+    class, which is compiled once for every version of torch, does not compile.
     """
     from graphdsl.runtime.torch_class import register
 

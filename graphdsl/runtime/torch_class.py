@@ -7,10 +7,14 @@ OperationTorch, for eager code.
 
 `execute` takes the inputs and then the state tensors, both in the manifest's order, with the
 weights that were bound when the operator was registered; it changes the state in place and gives
-the list of results. What does not fit is refused with the operator's messages, as RuntimeError.
-An Operation runs one call at a time, and other Python threads go on meanwhile: threads that are to
-run at once have an Operation each. The C++ behind it is compiled at its first use and kept in the
-cache, for torch's class registry has no stable ABI.
+the list of results. An AtbLayer that is registered takes and gives what its own `execute` does, and
+every Operation has a twin of it: weights and a cache of its own, which go with the Operation. The
+layer that was registered lives until its name is registered again, and no Operation of it is left.
+
+What does not fit is refused with the operator's messages, as RuntimeError. An Operation runs one
+call at a time, and other Python threads go on meanwhile (a layer takes Python's lock between its
+native steps): threads that are to run at once have an Operation each. The C++ behind it is compiled
+at its first use and kept in the cache, for torch's class registry has no stable ABI.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ import shlex
 import subprocess
 import tempfile
 import threading
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,29 +34,47 @@ from graphdsl.errors import ToolError
 from graphdsl.lazy import torch
 from graphdsl.runtime.operator import Operator
 from graphdsl.runtime.ports import Extent, Port
+from graphdsl.runtime.torch_layers import TorchLayer, define_calls, handle_of
 
 HERE = Path(__file__).parent
-SOURCES = (HERE / "torch_class.cpp", HERE / "torch_facts.hpp", HERE / "abi.h")
+SOURCES = tuple(HERE / name for name in ("torch_class.cpp", "torch_runner.hpp", "torch_entry.hpp",
+                                         "torch_facts.hpp", "abi.h"))
 FLAGS = ("-std=c++20", "-O1", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror")
 LIBRARIES = ("-ltorch", "-ltorch_cpu", "-lc10")
 
 _LOCK = threading.Lock()
 
 
-def register(operator: Operator, name: str | None = None, *, cache: Path,
+def register(operator: Operator | TorchLayer, name: str | None = None, *, cache: Path,
              environment: Mapping[str, str]) -> str:
-    """Makes `torch.classes.graphdsl.Operation(name)` run this operator with its bound weights.
+    """Makes `torch.classes.graphdsl.Operation(name)` run this operator with its bound weights, or
+    this layer with the weights that it is given.
 
     The name is the operator's own unless given; a later registration of the same name serves the
-    Operations made after it. `cache` is a folder, made at need; `environment` holds CXX and PATH.
-    Gives the name. Raises GraphError when no weights are bound, ToolError when the compiler fails.
+    Operations made after it. A layer has ATB's spelling too, unless other software has that class:
+    `torch.classes.OperationTorch.OperationTorch(name)`. `cache` is a folder, made at need;
+    `environment` holds CXX and PATH. Gives the name. Raises GraphError when no weights are bound,
+    ToolError when the compiler fails.
     """
+    chosen = name or operator.name
+    if not isinstance(operator, Operator):
+        load_class(cache, environment)
+        define_calls()
+        torch.ops.graphdsl.register_layer(chosen, handle_of(operator))
+        _alias(chosen)
+        return chosen
     weights = operator.weights
     load_class(cache, environment)
     numbers, texts = _facts(operator)
-    chosen = name or operator.name
     torch.ops.graphdsl.register_operation(chosen, operator.library, numbers, texts, weights)
     return chosen
+
+
+def _alias(name: str) -> None:
+    """ATB's own spelling, where it is free; two classes of one name cannot be loaded."""
+    if not torch.ops.graphdsl.alias_operation():
+        warnings.warn("torch.classes.OperationTorch.OperationTorch is that of other software: "
+                      f"torch.classes.graphdsl.Operation({name!r}) is ours", stacklevel=4)
 
 
 def load_class(cache: Path, environment: Mapping[str, str]) -> None:

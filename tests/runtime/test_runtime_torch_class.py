@@ -23,11 +23,6 @@ from graphdsl.runtime.torch_class import class_library, register
 X, POSITIONS = next(steps())
 
 
-@pytest.fixture(scope="session")
-def class_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("class")
-
-
 def operation(operator: Operator, cache: Path, name: str | None = None) -> Any:
     chosen = register(operator, name, cache=cache, environment=dict(os.environ))
     return torch.classes.graphdsl.Operation(chosen)
@@ -87,6 +82,40 @@ def test_the_result_outlives_the_operator(block_path: Path, block: Operator,
     made = operation(other, class_cache, "outlived")
     del other
     assert torch.equal(made.execute([X, POSITIONS, *caches(block)])[0], wanted)
+
+
+def test_results_into_tensors_that_are_given(block: Operator, class_cache: Path) -> None:
+    made, own, other = operation(block, class_cache), caches(block), caches(block)
+    (wanted,) = made.execute([X, POSITIONS, *own])
+    result = torch.empty_like(wanted)
+    assert made.execute_out([X, POSITIONS, *other], [result]) is None
+    assert torch.equal(result, wanted)
+    assert all(torch.equal(a, b) for a, b in zip(own, other, strict=True))
+
+
+@pytest.mark.parametrize(("outputs", "message"), [
+    ([], "0 outputs given, wanted 1"),
+    ([torch.empty(2, 7, 16)], r"the output .* is \[2, 7, 16\]"),
+    ([torch.empty(2, 7, 32).double()], "the output .* is Double, wanted Float"),
+    ([X], "the output .* shares memory with another tensor of the call"),
+])
+def test_outputs_that_do_not_fit(block: Operator, class_cache: Path, outputs: list[torch.Tensor],
+                                 message: str) -> None:
+    own = caches(block)
+    with pytest.raises(RuntimeError, match=f"Block: {message}"):
+        operation(block, class_cache).execute_out([X, POSITIONS, *own], outputs)
+    assert not any(t.any() for t in own)
+
+
+def test_a_name_for_errors_and_numbers_from_the_build(block: Operator, class_cache: Path) -> None:
+    made = operation(block, class_cache)
+    made.set_name("first")
+    with pytest.raises(RuntimeError, match="first: 1 tensors given"):
+        made.execute([X])
+    with pytest.raises(RuntimeError, match="first: x is None, wanted a tensor"):
+        made.execute([None, POSITIONS, *caches(block)])
+    with pytest.raises(RuntimeError, match="first: set_param: an operator has its numbers from"):
+        made.set_param("{}")
 
 
 def test_names(block: Operator, pair: Operator, class_cache: Path) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
+import torch
 from lowercase import GPT2, LLAMA
 
 from graphdsl import Layer, Param, Value
@@ -13,6 +17,7 @@ from graphdsl.backend import find_backend
 from graphdsl.backends.ascend.lowering import program_of
 from graphdsl.backends.ascend.target import target
 from graphdsl.backends.ascend.weight_format import WeightFormat
+from graphdsl.builder import BuildOptions, build_graph
 from graphdsl.errors import GraphError
 from graphdsl.ir import Graph, TensorType
 from graphdsl.layer import trace
@@ -21,6 +26,8 @@ from graphdsl.models import gpt2, llama
 from graphdsl.ops import embedding, linear
 from graphdsl.passes.pipeline import Lowered, PassReport, run_pipeline
 from graphdsl.printer import text
+from graphdsl.reference import TOLERANCE, error_of
+from graphdsl.runtime.operator import Operator
 
 NZ = {"weight_format": {"format": "nz"}}
 
@@ -113,7 +120,8 @@ def test_all_linears_of_a_model_and_nothing_else_are_in_tiles() -> None:
 
 
 def test_the_same_numbers_and_the_same_graph_a_second_time() -> None:
-    lowered = run_pipeline(trace(llama.Llama(LLAMA), "f16"), target("310p"), verify=True)
+    options = {"angle_table": {"rows": "64"}}
+    lowered = run_pipeline(trace(llama.Llama(LLAMA), "f16"), target("310p"), options, verify=True)
     assert WeightFormat("nz").run(lowered.graph, target("310p")).graph is lowered.graph
 
 
@@ -179,3 +187,16 @@ def test_biases_stay_as_they_are() -> None:
     formats = _formats(_lowered(gpt2.GPT2(GPT2), soc="310p").graph)
     assert {name.partition(".")[0] for name, form in formats.items() if form} == {"transpose"}
     assert formats["layers.1.c_attn_bias"] == formats["position_table"] == ""
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+def test_the_library_packs_rows_into_tiles_and_multiplies_by_them(emulation: Path) -> None:
+    options = BuildOptions(cache=emulation, backend="ascend", dtype="bf16", passes=NZ,
+                           environment=os.environ)
+    operator = Operator(build_graph(trace(Head(48), "bf16"), options).path)
+    w, x = torch.randn(48, 32).bfloat16(), torch.randn(2, 3, 32).bfloat16()
+    operator.bind({"w": w})
+    assert torch.equal(operator.weights[0].view(torch.bfloat16).view(2, 48, 16),
+                       torch.stack([w[:, :16], w[:, 16:]]))
+    found = operator(x, torch.zeros(2, 3).int())
+    assert error_of(found, x.float() @ w.float().T) < TOLERANCE["bf16"]

@@ -203,7 +203,7 @@ def test_rope_refuses_3_axes(ops: Ops, shape: tuple[int, ...]) -> None:
     cos = random(5, 16)
     error = ops.refused("Rope", random(*shape), random(5, 32), cos, cos.clone(),
                         torch.tensor([5], dtype=INTS), rotaryCoeff=2)
-    assert error.code == INVALID_TENSOR_DIM
+    assert (error.code, "wanted 2 dims" in error.sentence) == (INVALID_TENSOR_DIM, True)
 
 
 @pytest.mark.parametrize(("coefficient", "width", "fits"), [

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from opscase import Ops, link_ops
+from sanitizecase import Sanitized
 
 from graphdsl.backends.ascend.emulation_build import build_emulation
 
@@ -22,6 +23,12 @@ def emulation(tmp_path_factory: pytest.TempPathFactory) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         build_emulation(folder, os.environ)
     return folder
+
+
+@pytest.fixture(scope="session")
+def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Sanitized:
+    """Builds under sanitizers: what is compiled once is shared by the tests."""
+    return Sanitized(tmp_path_factory.mktemp("sanitized"))
 
 
 @pytest.fixture(scope="session")

@@ -8,12 +8,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from graphdsl.backends.ascend.emulation_build import FLAGS, INCLUDE
+from graphdsl.backends.ascend.emulation_build import INCLUDE
 
 FOLDER = Path(__file__).parent / "emulation"
-SANITIZE = ("-O0", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
-SANITIZED = (*(flag for flag in FLAGS if flag != "-O2"), *SANITIZE)
-"""Flags of an archive under sanitizers."""
 COMMON = ("-std=c++17", "-Wall", "-Wextra", "-Werror", f"-I{INCLUDE}")
 
 

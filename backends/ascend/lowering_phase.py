@@ -223,6 +223,7 @@ class _Binding:
     def phase(self) -> tuple[Phase, dict[str, Tensor]]:
         wanted = self.wanted()
         last = [made for made in self.built if made.builder.nodes and not made.part.repeat][-1:]
+        self.check_copied(last)
         runs: list[Run] = []
         for made in self.built:
             if made.part.repeat is not None:
@@ -263,6 +264,13 @@ class _Binding:
         own = self.results()
         sources = ((f"output{i}", source_of(v)) for i, v in enumerate(self.graph.results))
         return {name: v for name, v in sources if own.get(v) != name}
+
+    def check_copied(self, last: Sequence[_Built]) -> None:
+        """Raises GraphError for results that are copies where no graph could copy them."""
+        for name, value in () if last else self.copies().items():
+            raise GraphError(f"{self.graph.name}: {name} is '{value.name}' as it is, and the ascend "
+                             "backend builds no graphs without operations", value.loc,
+                             "return what is computed of it")
 
     def name(self, value: Value) -> str:
         """The tensor of the program that a value is."""

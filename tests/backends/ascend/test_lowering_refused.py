@@ -274,3 +274,19 @@ def test_caches_of_two_policies_are_refused() -> None:
 
     with pytest.raises(GraphError, match="has caches of"):
         program(Two(LLAMA))
+
+
+@pytest.mark.parametrize("result", ["x", "p"])
+def test_results_that_nothing_computes_are_refused(result: str) -> None:
+    class Same(Layer):
+        signature = f"x[batch, tokens, 64] -> y{'[batch, tokens, 64]' if result == 'x' else '[64]'}"
+
+        def __init__(self) -> None:
+            self.p = Param(64)
+
+        def forward(self, x: Value) -> Value:
+            return x if result == "x" else self.p
+
+    with pytest.raises(GraphError, match=f"Same: output0 is '{result}' as it is") as caught:
+        program(Same())
+    assert caught.value.hint == "return what is computed of it"

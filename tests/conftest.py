@@ -3,6 +3,8 @@ are counted out: a fixed sample of every kind, and with --seeds as many as that 
 
 from __future__ import annotations
 
+import fcntl
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -52,6 +54,20 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     seeds = session.config.getoption("--seeds")
     if reporter is not None and failed_counts(reporter.stats, seeds):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture(scope="session")
+def class_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the C++ behind torch.classes is compiled, once for all workers of a session."""
+    from graphdsl.runtime.torch_class import class_library
+
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if base.name.startswith("popen-") else base) / "torch-class"
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        class_library(folder, os.environ)
+    return folder
 
 
 @pytest.fixture

@@ -13,12 +13,6 @@ from graphdsl.runtime.operator import Operator
 
 
 @pytest.fixture(scope="session")
-def class_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the C++ behind torch.classes is compiled, once for all tests of a process."""
-    return tmp_path_factory.getbasetemp() / "torch-class"
-
-
-@pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 

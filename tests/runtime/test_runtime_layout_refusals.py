@@ -79,11 +79,6 @@ def test_paged_caches(paged: Operator, change: Change, past: int, message: str, 
     assert all(torch.equal(state[name], before[name]) for name in state)
 
 
-@pytest.fixture(scope="module")
-def class_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("class")
-
-
 @pytest.mark.full
 @pytest.mark.parametrize(("change", "past", "message", "hint"), REFUSED[:6])
 def test_paged_caches_behind_the_torch_class(paged: Operator, class_cache: Path, change: Change,

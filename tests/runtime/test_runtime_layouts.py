@@ -213,11 +213,6 @@ def test_a_filled_state_is_that_of_the_reference(laid: Operator) -> None:
         assert error_of(filled.caches(state)[name], cache) < tolerance_of(laid)
 
 
-@pytest.fixture(scope="module")
-def class_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("class")
-
-
 def test_paged_caches_through_every_door(paged: Operator, class_cache: Path) -> None:
     wanted = session(paged, paged.new_state(2, SLOTS))
     name = register(paged, "paged", cache=class_cache, environment=dict(os.environ))

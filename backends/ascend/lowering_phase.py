@@ -268,8 +268,8 @@ class _Binding:
     def check_copied(self, last: Sequence[_Built]) -> None:
         """Raises GraphError for results that are copies where no graph could copy them."""
         for name, value in () if last else self.copies().items():
-            raise GraphError(f"{self.graph.name}: {name} is '{value.name}' as it is, and the ascend "
-                             "backend builds no graphs without operations", value.loc,
+            raise GraphError(f"{self.graph.name}: {name} is '{value.name}' as it is, and the "
+                             "ascend backend builds no graphs without operations", value.loc,
                              "return what is computed of it")
 
     def name(self, value: Value) -> str:

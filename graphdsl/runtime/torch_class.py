@@ -13,8 +13,9 @@ layer that was registered lives until its name is registered again, and no Opera
 
 What does not fit is refused with the operator's messages, as RuntimeError. An Operation runs one
 call at a time, and other Python threads go on meanwhile (a layer takes Python's lock between its
-native steps): threads that are to run at once have an Operation each. The C++ behind it is compiled
-at its first use and kept in the cache, for torch's class registry has no stable ABI.
+native steps, and so does an operator whose tensors are on a device): threads that are to run at
+once have an Operation each. The C++ behind it is compiled at its first use and kept in the cache,
+for torch's class registry has no stable ABI.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from graphdsl.errors import ToolError
 from graphdsl.lazy import torch
 from graphdsl.runtime.operator import Operator
 from graphdsl.runtime.ports import Extent, Port
+from graphdsl.runtime.torch_device import DeviceLayer
 from graphdsl.runtime.torch_layers import TorchLayer, define_calls, handle_of
 
 HERE = Path(__file__).parent
@@ -57,11 +59,13 @@ def register(operator: Operator | TorchLayer, name: str | None = None, *, cache:
     ToolError when the compiler fails.
     """
     chosen = name or operator.name
-    if not isinstance(operator, Operator):
+    if not isinstance(operator, Operator) or operator.device.away:
+        layer = DeviceLayer(operator) if isinstance(operator, Operator) else operator
         load_class(cache, environment)
         define_calls()
-        torch.ops.graphdsl.register_layer(chosen, handle_of(operator))
-        _alias(chosen)
+        torch.ops.graphdsl.register_layer(chosen, handle_of(layer))
+        if layer is operator:
+            _alias(chosen)
         return chosen
     weights = operator.weights
     load_class(cache, environment)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -21,6 +22,8 @@ from graphdsl.runtime.device import HOST, Device, claim, open_device
 from graphdsl.runtime.door import _dispatch_keys, _fake
 from graphdsl.runtime.operator import Operator, load
 from graphdsl.runtime.ports import Extent, Port
+from graphdsl.runtime.torch_class import register
+from graphdsl.runtime.torch_device import DeviceLayer
 from graphdsl.runtime.weights import Checked
 
 STREAM = 0x5EA
@@ -222,8 +225,7 @@ def test_results_are_those_of_the_host(block: Operator, block_path: Path,
                                        monkeypatch: pytest.MonkeyPatch) -> None:
     """A stream is given to the library; one that has no use for it computes the same."""
     x, positions = torch.randn(1, 3, HIDDEN), torch.arange(3, dtype=torch.int32)[None]
-    with_device(Device(HOST, module(), "npu_stream"), monkeypatch)
-    other = opened(block_path)
+    other = streamed(block_path, monkeypatch)
     for _ in range(2):
         assert torch.equal(other(x, positions, state=other.new_state(1, 8)),
                            block(x, positions, state=block.new_state(1, 8)))
@@ -259,3 +261,47 @@ def test_caches_of_a_device_may_be_looked_into(paged: Operator) -> None:
 
 def test_no_weights_have_no_device() -> None:
     assert Checked((), (), None).same([])
+
+
+def streamed(path: Path, monkeypatch: pytest.MonkeyPatch) -> Operator:
+    """An operator for which the host's memory is a device with streams."""
+    with_device(Device(HOST, module(), "npu_stream"), monkeypatch)
+    return opened(path)
+
+
+def test_a_device_behind_the_class_of_torch(block: Operator, block_path: Path, class_cache: Path,
+                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    given, native = streamed(block_path, monkeypatch), block
+    name = register(given, "on a device", cache=class_cache, environment=dict(os.environ))
+    made = torch.classes.graphdsl.Operation(name)
+    x, positions = torch.randn(1, 3, HIDDEN), torch.arange(3, dtype=torch.int32)[None]
+    state, own = native.new_state(1, 8), list(given.new_state(1, 8).values())
+    wanted = native(x, positions, state=state)
+    assert torch.equal(made.execute([x, positions, *own])[0], wanted)
+    assert all(torch.equal(a, b) for a, b in zip(own, state.values(), strict=True))
+    with pytest.raises(RuntimeError, match=r"Block: x is \[1, 3, 31\]"):
+        made.execute([x[..., :31], positions, *own])
+
+
+def test_what_layers_of_a_device_refuse(block_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = DeviceLayer(streamed(block_path, monkeypatch)).twin()
+    x, positions = torch.randn(1, 3, HIDDEN), torch.arange(3, dtype=torch.int32)[None]
+    state = list(layer._operator.new_state(1, 8).values())
+    (y,), out = layer.execute([x, positions, *state]), torch.empty(1, 3, HIDDEN)
+    layer.execute_out([x, positions, *state], [out])
+    assert torch.equal(out, y)
+    before = state[0].clone()
+    for outputs, message in (([], "0 outputs given, wanted 1"),
+                             ([out.half()], "the output output0 is torch.float16, wanted"),
+                             ([out[:, :2]], r"the output output0 is \[1, 2, 32\]"),
+                             ([out.to("meta")], "the output output0 is on meta, wanted the CPU")):
+        with pytest.raises(GraphError, match=f"Block: {message}"):
+            layer.execute_out([x + 1, positions, *state], outputs)
+    assert torch.equal(state[0], before)
+    with pytest.raises(GraphError, match="Block: 3 tensors given, wanted 2 inputs and 2 state"):
+        layer.execute([x, positions, state[0]])
+    with pytest.raises(GraphError, match="4 tensors given, 1 of them None, wanted 2 inputs"):
+        layer.execute([x, None, *state])
+    layer.set_name("layer 3")
+    with pytest.raises(GraphError, match="layer 3: set_param: an operator has its numbers from"):
+        layer.set_param("{}")

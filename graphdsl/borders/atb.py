@@ -164,6 +164,7 @@ class AtbLayer:
                              hint="hidden, present_key, present_value")
         for name, found, shape in zip(("hidden", "present_key", "present_value"), outputs, wanted,
                                       strict=True):
+            self._tensor(f"the output {name}", found)
             if list(found.shape) != shape or found.dtype != x.dtype or found.device != x.device:
                 raise GraphError(f"{self.name}: the output {name} is {found.dtype} "
                                  f"{list(found.shape)} on {found.device}, wanted {x.dtype} {shape} "

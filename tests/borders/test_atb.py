@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import pytest
@@ -173,6 +173,53 @@ def test_weights_are_packed_once(built: AtbLayer, theirs: Theirs,
     z = built.execute(call(theirs, weights=other))[0]
     assert len(packed) == 3
     assert not torch.equal(y, z)
+
+
+def outputs(rows: int = 5, hidden: tuple[int, ...] = (BATCH, 3, 64)) -> list[Tensor]:
+    present = (rows, BATCH, SIZES.kv_heads, SIZES.head_dim)
+    return [torch.empty(shape) for shape in (hidden, present, present)]
+
+
+def test_results_into_tensors_that_are_given(built: AtbLayer, theirs: Theirs) -> None:
+    made = outputs()
+    built.execute_out(call(theirs), made)
+    wanted = built.twin().execute(call(theirs))
+    assert all(torch.equal(a, b) for a, b in zip(made, wanted, strict=True))
+
+
+@pytest.mark.parametrize(("given", "message"), [
+    (outputs()[:2], "2 outputs given, 3 wanted"),
+    (outputs(rows=6), r"the output present_key is .* \[6, 2, 2, 16\] .*\[5, 2, 2, 16\]"),
+    (outputs(hidden=(BATCH, 2, 64)), r"the output hidden is .* \[2, 2, 64\]"),
+    ([t.half() for t in outputs()], r"the output hidden is torch\.float16"),
+    ([None, *outputs()[1:]], "the output hidden is a NoneType, wanted a torch.Tensor"),
+])
+def test_outputs_that_do_not_fit(built: AtbLayer, theirs: Theirs, given: list[Tensor],
+                                 message: str) -> None:
+    with pytest.raises(GraphError, match=f"LlamaLayer: {message}"):
+        built.execute_out(call(theirs), given)
+    assert built.copied_bytes == 0
+
+
+def test_twins_share_builds_alone(built: AtbLayer, theirs: Theirs) -> None:
+    first, other = built.execute(call(theirs)), built.twin()
+    assert other.copied_bytes == 0
+    other.set_name("other")
+    with pytest.raises(GraphError, match=r"^other: 1 tensors given"):
+        other.execute([None])
+    with pytest.raises(GraphError, match=r"^LlamaLayer: 1 tensors given"):
+        built.execute([None])
+    again = other.execute(call(theirs))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert {t.data_ptr() for t in first}.isdisjoint(t.data_ptr() for t in again)
+
+
+def test_an_operator_of_another_device(built: AtbLayer, theirs: Theirs) -> None:
+    built.execute(call(theirs, mask=None))
+    operator = built._operators[""]
+    operator.inputs[0] = replace(operator.inputs[0], device="npu")
+    with pytest.raises(GraphError, match=r"LlamaLayer: hidden is on cpu, wanted npu"):
+        built.execute(call(theirs, mask=None))
 
 
 def test_tables_of_half_the_columns(built: AtbLayer, theirs: Theirs) -> None:

@@ -130,7 +130,8 @@ class Backend(Protocol):
         """What a build says of a plan, by stage."""
 
     def facts(self, environment: Mapping[str, str]) -> Json:
-        """What the manifest says besides, and what it says otherwise. Raises ToolError where the
+        """What the manifest says besides, and what it says otherwise; "device" is that of torch on
+        which the library has its tensors, the CPU unless given. Raises ToolError where the
         environment names tools that are not there."""
 
     def render(self, plan: Plan, manifest: str) -> dict[str, str]:

@@ -50,9 +50,15 @@ class Device:
         """The tensor where a call wants it."""
         return tensor.to(HOST if port.device == HOST else self.current())
 
-    def stream(self) -> int:
-        """The address of the current stream. Whatever torch has queued is on it by then."""
-        return int(getattr(self.module.current_stream(), self.address))
+    def stream(self, owner: str) -> int:
+        """The address of the current stream. Whatever torch has queued is on it by then. Raises
+        GraphError where there is none: the library would take a stream of its own, which does not
+        wait for torch's."""
+        found = int(getattr(self.module.current_stream(), self.address))
+        if not found:
+            raise GraphError(f"{owner}: torch has no current stream on {self.current()}",
+                             hint="an operation before may have failed there: see its log")
+        return found
 
     def gathered(self, owner: str, ports: Sequence[Port], tensors: Sequence[Tensor],
                  weights: torch.device | None) -> list[Tensor]:

@@ -71,8 +71,8 @@ class Operator:
         self.name = str(self.manifest["name"])
         self.checksum = library_checksum(path)
         self.library = library_path(path, self.checksum)
-        self._native = open_library(path, self.library, self.manifest)
         self.device = open_device(self.name, self.manifest.get("device", HOST))
+        self._native = open_library(path, self.library, self.manifest)
         self._away = self.device.away
         kind = self.device.type
         self.inputs = [Port.read(p, kind) for p in self.manifest["inputs"]]
@@ -217,7 +217,7 @@ class Operator:
         addresses = list(map(torch.Tensor.data_ptr, tensors + outputs))
         try:
             # The stream comes last: whatever torch does before is on it then.
-            done = bound.plan.step(addresses, self.device.stream() if self._away else 0)
+            done = bound.plan.step(addresses, self.device.stream(self.name) if self._away else 0)
         except RuntimeError as error:  # native code says what it refuses
             raise self._refusal(error) from None
         if not done:

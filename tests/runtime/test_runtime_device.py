@@ -20,6 +20,7 @@ from graphdsl.runtime import operator as operators
 from graphdsl.runtime.caches import logical
 from graphdsl.runtime.device import HOST, Device, claim, open_device
 from graphdsl.runtime.door import _dispatch_keys, _fake
+from graphdsl.runtime.folder import read_manifest
 from graphdsl.runtime.operator import Operator, load
 from graphdsl.runtime.ports import Extent, Port
 from graphdsl.runtime.torch_class import register
@@ -111,7 +112,23 @@ def test_the_package_of_a_device_is_loaded_when_it_is_needed(
     monkeypatch.setitem(sys.modules, "torch_npu", package)
     device = open_device("Layer", "npu")
     assert device == Device("npu", package.npu, "npu_stream")
-    assert (device.away, device.stream()) == (True, STREAM)
+    assert (device.away, device.stream("Layer")) == (True, STREAM)
+
+
+def test_a_device_without_a_stream() -> None:
+    none = SimpleNamespace(current_device=lambda: 0,
+                           current_stream=lambda: SimpleNamespace(npu_stream=0))
+    with pytest.raises(GraphError, match="Layer: torch has no current stream on cuda:0"):
+        Device("cuda", none, "npu_stream").stream("Layer")
+
+
+def test_the_manifest_names_the_device(block_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its package is loaded before the library, which may need it."""
+    monkeypatch.setattr(operators, "read_manifest",
+                        lambda path: {**read_manifest(path), "device": "xyz"})
+    with pytest.raises(GraphError, match=r"Block: its tensors are on xyz, which needs torch_xyz, "
+                                         r"and that is not installed\n  hint: install torch_xyz"):
+        load(block_path)
 
 
 @pytest.mark.parametrize(("error", "message"), [

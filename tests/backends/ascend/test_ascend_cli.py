@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -180,6 +182,7 @@ def test_emit_only_needs_no_compiler(tmp_path: Path, command: Command,
     assert sources(folders[0]) == sources(folders[1]) == sources(folders[2])
     manifests = [json.loads((folder / "manifest.json").read_text()) for folder in folders]
     assert [m["emulation"] for m in manifests] == [True, True, False]
+    assert [m.get("device") for m in manifests] == [None, None, "npu"]
     for manifest in manifests:
         assert [manifest[key] for key in ("backend", "dtype", "soc")] == ["ascend", "f16", "910b"]
         assert manifest["features"][0] == "910b"
@@ -269,6 +272,11 @@ def test_a_build_against_an_installation(command: Command, monkeypatch: pytest.M
     assert b"atb_emulation" not in library
     assert json.loads((emitted(out) / "manifest.json").read_text())["emulation"] is False
     monkeypatch.setenv("LD_LIBRARY_PATH", "")
+    monkeypatch.setitem(sys.modules, "torch_npu", None)
+    with pytest.raises(GraphError, match="Norm: its tensors are on npu, which needs torch_npu, and "
+                                         "that is not installed"):
+        load(emitted(out))
+    monkeypatch.setitem(sys.modules, "torch_npu", SimpleNamespace(npu=SimpleNamespace()))
     with pytest.raises(GraphError, match=r"does not load: libatb\.so: cannot open shared object"):
         load(emitted(out))
 

@@ -11,6 +11,7 @@ from .checks_call import Call, described, variant_of
 from .tables import ENUMS, EXPLICIT, FIELDS, ROWS, WITHOUT_BF16, Row, Slot
 
 F32_HINT = "ATB computes in f16 and bf16: --dtype f16 or --dtype bf16"
+F32_RANGE = (2.0 ** -126, (2 - 2.0 ** -23) * 2.0 ** 127)
 BF16_HINT = "--dtype f16, or --soc 910b"
 
 
@@ -39,6 +40,10 @@ def _check_value(node: Node, path: str, value: Field) -> None:
         raise GraphError(f"ATB's {node.op}Param: {path} is {value!r}, wanted "
                          f"{'an enumerator' if isinstance(default, Enum) else _kind(default)}",
                          node.loc)
+    # Beyond them C++ has no such constant, or another one.
+    if isinstance(value, float) and value and not F32_RANGE[0] <= abs(value) <= F32_RANGE[1]:
+        raise GraphError(f"ATB's {node.op}Param: {path} is {value!r}, wanted 0 or a number of "
+                         f"{F32_RANGE[0]:.2g} to {F32_RANGE[1]:.2g}", node.loc, "it is a float")
     if not isinstance(value, Enum) or not isinstance(default, Enum):
         return
     choices = ENUMS[node.op, path]

@@ -17,15 +17,17 @@ from .lowering_graph import Builder, Fields, Seen, Shape, product, source_of
 Rule = Callable[[Builder, Node], None]
 
 
-def _width(value: Value) -> int:
-    """The last size of a value, which is a number."""
+def _width(value: Value, node: Node) -> int:
+    """The last size of a value of a node. Raises GraphError where it is no number."""
     size = value.shape[-1]
-    assert isinstance(size, int)
+    if not isinstance(size, int):
+        raise GraphError(f"{node.name}: the last size of {value.type} is {size}, wanted a number",
+                         node.loc, "ATB's graphs know their columns: write it in the signature")
     return size
 
 
-def _rowwise(b: Builder, value: Value) -> Seen:
-    return b.matrix(value, _width(value))
+def _rowwise(b: Builder, value: Value, node: Node) -> Seen:
+    return b.matrix(value, _width(value, node))
 
 
 def _linear(b: Builder, node: Node) -> None:
@@ -36,8 +38,8 @@ def _linear(b: Builder, node: Node) -> None:
     fields: Fields = {"transposeA": False, "transposeB": True, "hasBias": bool(bias),
                       "outDataType": DataType("")}
     y = node.outputs[0]
-    b.emit("Linear", fields, [_rowwise(b, x), b.read(w), *map(b.read, bias)],
-           [b.output(y, b.setting.axes.matrix(y, _width(y)))], node)
+    b.emit("Linear", fields, [_rowwise(b, x, node), b.read(w), *map(b.read, bias)],
+           [b.output(y, b.setting.axes.matrix(y, _width(y, node)))], node)
 
 
 def _check_gamma(node: Node, weight: Value) -> None:
@@ -53,8 +55,8 @@ def _rms_norm(b: Builder, node: Node) -> None:
     _check_gamma(node, weight)
     fields: Fields = {"layerType": Enum("RMS_NORM_NORM"), "normParam.epsilon": node.attr["eps"]}
     y = node.outputs[0]
-    b.emit("RmsNorm", fields, [_rowwise(b, x), b.read(weight)],
-           [b.output(y, b.setting.axes.matrix(y, _width(y)))], node)
+    b.emit("RmsNorm", fields, [_rowwise(b, x, node), b.read(weight)],
+           [b.output(y, b.setting.axes.matrix(y, _width(y, node)))], node)
 
 
 def _add_rms_norm(b: Builder, node: Node) -> None:
@@ -62,9 +64,9 @@ def _add_rms_norm(b: Builder, node: Node) -> None:
     _check_gamma(node, weight)
     fields: Fields = {"layerType": Enum("RMS_NORM_PRENORM"), "preNormParam.hasBias": False,
                       "preNormParam.epsilon": node.attr["eps"]}
-    shape = b.setting.axes.matrix(x, _width(x))
+    shape = b.setting.axes.matrix(x, _width(x, node))
     names = zip(node.outputs, ("rms_norm", "sum"), strict=True)
-    b.emit("RmsNorm", fields, [_rowwise(b, residual), _rowwise(b, x), b.read(weight)],
+    b.emit("RmsNorm", fields, [_rowwise(b, residual, node), _rowwise(b, x, node), b.read(weight)],
            [b.output(v, shape, name) for v, name in names], node)
 
 
@@ -76,14 +78,14 @@ def _layer_norm(b: Builder, node: Node) -> None:
     fields: Fields = {"layerType": Enum("LAYER_NORM_NORM"), "normParam.epsilon": node.attr["eps"],
                       "normParam.beginNormAxis": 1, "normParam.beginParamsAxis": 1}
     y = node.outputs[0]
-    b.emit("LayerNorm", fields, [_rowwise(b, x), b.read(weight), b.read(bias)],
-           [b.output(y, b.setting.axes.matrix(y, _width(y)))], node)
+    b.emit("LayerNorm", fields, [_rowwise(b, x, node), b.read(weight), b.read(bias)],
+           [b.output(y, b.setting.axes.matrix(y, _width(y, node)))], node)
 
 
 def _softmax(b: Builder, node: Node) -> None:
     y = node.outputs[0]
-    b.emit("Softmax", {"axes": (1,)}, [_rowwise(b, node.inputs[0])],
-           [b.output(y, b.setting.axes.matrix(y, _width(y)))], node)
+    b.emit("Softmax", {"axes": (1,)}, [_rowwise(b, node.inputs[0], node)],
+           [b.output(y, b.setting.axes.matrix(y, _width(y, node)))], node)
 
 
 @dataclass(frozen=True)
@@ -120,8 +122,8 @@ def _swiglu(b: Builder, node: Node) -> None:
     merged = halves_of(node)
     if merged is not None:
         fields: Fields = {"activationType": Enum("ACTIVATION_SWIGLU_FORWARD", free=True), "dim": -1}
-        b.emit("Activation", fields, [_rowwise(b, merged)],
-               [b.output(y, b.setting.axes.matrix(y, _width(y)))], node)
+        b.emit("Activation", fields, [_rowwise(b, merged, node)],
+               [b.output(y, b.setting.axes.matrix(y, _width(y, node)))], node)
         return
     shape = b.setting.axes.matrix(gate)
     silu = b.new("silu", shape, y.dtype)

@@ -26,6 +26,7 @@ from graphdsl.ops import (
     relu,
     rope,
     sigmoid,
+    softmax,
     split_heads,
     take_rows,
     transpose,
@@ -290,3 +291,15 @@ def test_results_that_nothing_computes_are_refused(result: str) -> None:
     with pytest.raises(GraphError, match=f"Same: output0 is '{result}' as it is") as caught:
         program(Same())
     assert caught.value.hint == "return what is computed of it"
+
+
+def test_columns_of_any_number_are_refused() -> None:
+    class Square(Layer):
+        signature = "x[batch, tokens, tokens] -> y[batch, tokens, tokens]"
+
+        def forward(self, x: Value) -> Value:
+            return softmax(x)
+
+    with pytest.raises(GraphError, match=r"softmax: the last size of .* is tokens") as caught:
+        program(Square())
+    assert caught.value.loc is not None

@@ -281,6 +281,9 @@ OURS: tuple[Wrong, ...] = (
     Wrong("epsilon of another kind", pre_norm(fields={"normParam.epsilon": 1e-6}),
           ("normParam.epsilon is set, but it reads preNormParam only",)),
     Wrong("factor left out", elewise("MULS"), ("mulsParam.varAttr is not set",)),
+    *(Wrong(f"factor of {factor}", elewise("MULS", **{"mulsParam.varAttr": float(factor)}),
+            (f"mulsParam.varAttr is {factor}, wanted 0 or", "1.2e-38 to 3.4e+38"))
+      for factor in ("inf", "-inf", "nan", "1e+60", "1e-60")),
     Wrong("one name for two tensors", elewise("ADD", y=t("x", ROWS, 32)),
           ("'x' is twice",)),
     Wrong("one name within", graph(SWISH, node("Elewise", {"elewiseType": Enum("ELEWISE_NEG")},

@@ -50,14 +50,17 @@ def sizes(*values: int) -> Any:
 
 def made(runner: ctypes.CDLL, kind: str, shape: Sequence[int], positions: Rows | None = None,
          table: Rows | None = None, *, call: tuple[int, int] | None = None, block: int = 0,
-         window: int = 0, limit: int = 0, dtype: int = I32, format: int = ND) -> np.ndarray:
-    """The tensor; masks as bits."""
+         window: int = 0, limit: int = 0, dtype: int = I32, format: int = ND,
+         given: np.ndarray | None = None) -> np.ndarray:
+    """The tensor; masks as bits. `given` stands in the place of the table."""
     rows = positions or table or ((),)
     sequences, tokens = call or (len(rows), len(rows[0]))
     out = np.full(shape, 99, np.int32 if dtype == I32 else np.uint16)
     count = sum(map(len, positions)) if positions else 0
-    code = runner.fill(KINDS.index(kind), numbers(positions), ctypes.c_int64(count), numbers(table),
-                       sizes(sequences, tokens), ctypes.c_int64(len(table[0]) if table else 0),
+    pages = given.shape[-1] if given is not None else len(table[0]) if table else 0
+    second = given.ctypes.data_as(ctypes.c_void_p) if given is not None else numbers(table)
+    code = runner.fill(KINDS.index(kind), numbers(positions), ctypes.c_int64(count), second,
+                       sizes(sequences, tokens), ctypes.c_int64(pages),
                        ctypes.c_int64(block), ctypes.c_int64(window), ctypes.c_int64(limit), dtype,
                        format, sizes(*shape), len(shape), ctypes.c_void_p(out.ctypes.data))
     if code:
@@ -149,6 +152,20 @@ def test_rows_of_a_mask_are_counted_from_0(runner: ctypes.CDLL, window: int) -> 
     at, keys = np.array(positions)[..., None], np.arange(6)
     seen = (keys <= at) & ((keys > at - window) | (window == 0))
     np.testing.assert_array_equal(bits == 0, seen)
+
+
+@pytest.mark.parametrize("keys", [1, 4, 9])
+@pytest.mark.parametrize("window", [0, 2])
+def test_a_mask_of_the_caller_hides_besides(runner: ctypes.CDLL, keys: int, window: int) -> None:
+    """Keys beyond it are hidden, but a single one stands for all."""
+    positions = [[2, 3], [0, 1]]
+    given = np.random.default_rng(5).random((2, 1, 2, keys)) < 0.6
+    bits = made(runner, "mask", (2, 2, 6), positions, dtype=F16, window=window, given=given)
+    alone = made(runner, "mask", (2, 2, 6), positions, dtype=F16, window=window)
+    shown = np.zeros((2, 2, 6), bool)
+    shown[..., :keys if keys > 1 else 6] = given[:, 0, :, :6]
+    assert ((bits == 0) == ((alone == 0) & shown)).all()
+    assert set(np.unique(bits)) <= {0, 0xF0E2}
 
 
 @pytest.mark.parametrize(("positions", "expected"), [

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import subprocess
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from graphdsl.backends.ascend.emulation_build import INCLUDE
@@ -26,16 +25,11 @@ def names(program: str) -> list[str]:
 
 
 def compile_program(program: str, archive: Path, out: Path, flags: Sequence[str] = ()) -> Path:
-    """The program, linked with the archive."""
-    def compiled(path: Path) -> str:
-        made = out / f"{path.stem}.o"
-        _run(["g++", *COMMON, *flags, "-c", str(path), "-o", str(made)])
-        return str(made)
-
-    binary = out / program
-    with ThreadPoolExecutor(2) as pool:
-        objects = list(pool.map(compiled, sources(program)))
-    _run(["g++", *flags, "-fopenmp", *objects, str(archive), "-o", str(binary)])
+    """The program, linked with the archive. Its files are one source: reading the headers takes
+    longer than compiling most of them."""
+    together, binary = out / f"{program}.cpp", out / program
+    together.write_text("".join(f'#include "{path}"\n' for path in sources(program)))
+    _run(["g++", *COMMON, *flags, "-fopenmp", str(together), str(archive), "-o", str(binary)])
     return binary
 
 

@@ -61,7 +61,7 @@ def test_a_strict_compiler_has_nothing_to_say(case: Case, tmp_path: Path) -> Non
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    units = sorted(map(str, (tmp_path / "src").glob("*.cpp")))
+    units = sorted(map(str, (tmp_path / "src").rglob("*.cpp")))
     done = subprocess.run(["g++", *STRICT, f"-I{INCLUDES}", *units], capture_output=True,
                           text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -36,7 +36,7 @@ def staging(parent: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         for path in made:
-            if not any(path.iterdir()):
+            with suppress(OSError):  # it holds what another build made, or that one removed it
                 path.rmdir()
         raise
     shutil.rmtree(folder, ignore_errors=True)

@@ -14,6 +14,7 @@ import pytest
 
 from graphdsl.backends.ascend.emulation_build import FLAGS, build_emulation
 from graphdsl.errors import ToolError
+from graphdsl.staging import staging
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 ROOT = Path(__file__).parents[3]
@@ -84,6 +85,12 @@ def test_flags_that_the_compiler_refuses_are_shown(tmp_path: Path) -> None:
     with pytest.raises(ToolError, match=r"does not compile\n  command: g\+\+ .*--no-such-flag"):
         build_emulation(tmp_path / "cache", os.environ, (*FLAGS, "--no-such-flag"))
     assert not (tmp_path / "cache").exists()
+
+
+def test_what_another_build_removes_hides_no_failure(tmp_path: Path) -> None:
+    with pytest.raises(ToolError, match="why"), staging(tmp_path / "cache" / "emulation"):
+        shutil.rmtree(tmp_path / "cache")
+        raise ToolError("why")
 
 
 @needs_compiler

@@ -88,9 +88,13 @@ def test_flags_that_the_compiler_refuses_are_shown(tmp_path: Path) -> None:
 
 
 def test_what_another_build_removes_hides_no_failure(tmp_path: Path) -> None:
-    with pytest.raises(ToolError, match="why"), staging(tmp_path / "cache" / "emulation"):
-        shutil.rmtree(tmp_path / "cache")
-        raise ToolError("why")
+    def failing() -> None:
+        with staging(tmp_path / "cache" / "emulation"):
+            shutil.rmtree(tmp_path / "cache")
+            raise ToolError("why")
+
+    with pytest.raises(ToolError, match="why"):
+        failing()
 
 
 @needs_compiler

@@ -203,7 +203,6 @@ def test_half_an_installation_is_refused(command: Command, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("argv", ["--batch 1 --tokens 5", "--batch 2 --tokens 5",
                                   "--batch 2 --tokens 1 --past 130",
-                                  "--soc 310p --batch 2 --tokens 3 --past 4",
                                   "--pass kv_layout:policy=contiguous --batch 2 --tokens 3 "
                                   "--past 4"])
 def test_run(argv: str, command: Command) -> None:

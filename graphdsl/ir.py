@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from graphdsl.errors import Loc
 from graphdsl.layout import ORDERS, POLICIES, STORAGES, Layout
+from graphdsl.quant import Quant
 from graphdsl.sizes import (
     BUILT,
     DTYPES,
@@ -35,15 +36,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TensorType:
-    """The shape and dtype of a value, and for a KV state its layout."""
+    """The shape and dtype of a value, for a KV state its layout, and for a quantised param its
+    format."""
 
     shape: tuple[Size, ...]
     dtype: str
     layout: Layout | None = None
+    quant: Quant | None = None
 
     def __str__(self) -> str:
-        layout = f"@{self.layout}" if self.layout else ""
-        return f"{self.dtype}[{', '.join(map(str, self.shape))}]{layout}"
+        stored = "".join(f"@{how}" for how in (self.layout, self.quant) if how)
+        return f"{self.dtype}[{', '.join(map(str, self.shape))}]{stored}"
 
     @property
     def stored(self) -> str:

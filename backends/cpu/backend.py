@@ -62,9 +62,11 @@ def _templates() -> jinja2.Environment:
 
 @dataclass(frozen=True)
 class CPU:
-    """Builds for `level`, or for the best that this machine has."""
+    """Builds for `level`, or for the best that this machine has; `timed`: the library measures its
+    calls."""
 
     level: Level | None = None
+    timed: bool = False
 
     @property
     def target(self) -> Target:
@@ -221,7 +223,7 @@ class CPU:
             buffers=plan.buffers, bodies=bodies, functions=functions,
             weights=[_weight_view(p.value, p.packed) for p in plan.ports if p.kind == "param"],
             manifest=[json.dumps(line) for line in manifest.splitlines(keepends=True)],
-            pointers=len(plan.ports))
+            pointers=len(plan.ports), timed=self.timed)
         headers = {f"src/kernels/{p.name}": p.read_text()
                    for p in sorted((HERE / "kernels").glob("*.hpp"))}
         return {f"src/{name}.cpp": text, "src/kernels/abi.h": abi_text(), **headers}

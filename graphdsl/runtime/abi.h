@@ -30,6 +30,9 @@ int gdsl_plan_create(void* const* pointers, const int64_t* dims, int threads, vo
 int gdsl_plan_rebind(gdsl_plan* plan, int index, void* pointer);
 int gdsl_step(gdsl_plan* plan, void* stream);
 int gdsl_plan_destroy(gdsl_plan* plan);
+/* Only in builds that measure: the number of calls, and of each in the last step its nanoseconds,
+ * its turns, and the nanoseconds at the barrier before it. */
+int64_t gdsl_times(gdsl_plan* plan, const int64_t** times);
 
 /* Weights in the format that the kernels read; index counts the params of the manifest. */
 int64_t gdsl_packed_bytes(int param);

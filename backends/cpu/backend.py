@@ -7,7 +7,7 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from graphdsl.passes.memory import ordered
 from graphdsl.passes.pipeline import Lowered
 from graphdsl.placement import report
 from graphdsl.plan import Plan
+from graphdsl.roofline import Machine
 from graphdsl.views import Ref
 
 from .attention_calls import attention_of, heads_together
@@ -39,6 +40,7 @@ from .calls import (
 )
 from .features import Level, best_level, cpu_features
 from .loops import CTYPES, EXPRESSIONS, REDUCTIONS, loop_scratch
+from .machine import find_machine
 from .scratch import Scratch
 from .sharing import Site, shared
 
@@ -255,6 +257,15 @@ class CPU:
         done = _run(command, environment)
         if done.returncode != 0:
             raise ToolError("the C++ compiler failed", shlex.join(command), done.stderr)
+
+    def with_times(self) -> CPU:
+        """The same backend, whose libraries measure their calls."""
+        return replace(self, timed=True)
+
+    def machine(self, threads: int, environment: Mapping[str, str], cache: Path, *,
+                fresh: bool) -> Machine:
+        """This machine, measured by loops of our own."""
+        return find_machine(self, threads, environment, cache, fresh=fresh)
 
 
 def abi_text() -> str:

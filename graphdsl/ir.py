@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -47,6 +47,11 @@ class TensorType:
     def __str__(self) -> str:
         stored = "".join(f"@{how}" for how in (self.layout, self.quant) if how)
         return f"{self.dtype}[{', '.join(map(str, self.shape))}]{stored}"
+
+    @property
+    def plain(self) -> TensorType:
+        """The same without a format: what a value computes with."""
+        return replace(self, quant=None) if self.quant else self
 
     @property
     def stored(self) -> str:

@@ -88,11 +88,6 @@ class Quantise:
         return Result(_with_formats(graph, formats), tuple(fired), tuple(missed))
 
 
-def source_names(recipe: Graph | None, name: str) -> tuple[str, ...]:
-    """The weights of the user's that a param is made of."""
-    return tuple(v.name for v in recipe.params) if recipe else (name,)
-
-
 def _sources(param: Value, recipes: Recipes) -> tuple[Value, ...]:
     recipe = recipes.get(param.name)
     return recipe.params if recipe else (param,)
@@ -200,7 +195,7 @@ def _reader(node: Node | None) -> str:
 def _recipe_reasons(recipe: Graph | None) -> Iterator[str]:
     """Why a recipe does not leave rows whole."""
     for node in recipe.nodes if recipe else ():
-        by_rows = (node.name in ("concat", "slice", "split") and node.attr["axis"] == 0
+        by_rows = (node.name in ("concat", "slice", "split") and node.attr["axis"] in (0, -2)
                    and all(len(v.shape) == 2 for v in node.inputs))
         turned = node.name == "transpose" and node.inputs[0].is_param
         if not by_rows and not turned:
@@ -229,4 +224,4 @@ def _with_formats(graph: Graph, formats: Mapping[Value, Quant | None]) -> Graph:
     return substitute(graph, new, params=params) if new else graph
 
 
-__all__ = ["FEWEST_ROWS", "Quantise", "Reads", "check_quants", "quantised", "source_names"]
+__all__ = ["FEWEST_ROWS", "Quantise", "Reads", "check_quants", "quantised"]

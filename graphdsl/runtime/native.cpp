@@ -219,7 +219,16 @@ PYBIND11_MODULE(_native, m) {
       .def("pack", [](const Library& l, int param, std::uintptr_t source, std::uintptr_t target) {
         const py::gil_scoped_release release;
         l.check(l.pack(param, pointer(source), pointer(target)));
-      });
+      })
+      .def("pack_quantised",
+           [](const Library& l, int param, std::uintptr_t values, std::uintptr_t scales,
+              std::uintptr_t offsets, std::uintptr_t target) {
+             const py::gil_scoped_release release;
+             const gdsl_quantised source{static_cast<const std::int8_t*>(pointer(values)),
+                                         static_cast<const float*>(pointer(scales)),
+                                         static_cast<const float*>(pointer(offsets))};
+             l.check(l.pack(param, &source, pointer(target)));
+           });
   py::class_<Plan>(m, "Plan")
       .def(py::init<std::shared_ptr<Library>, const std::vector<std::int64_t>&, int,
                     std::uintptr_t, std::size_t, std::size_t, std::size_t,

@@ -23,8 +23,10 @@ BITS = (4, 8)
 GROUPS = (0, 16, 32, 64, 128)
 SCALES = ("f16", "f32")
 ACTS = ("float", "int8")
-FORMATS = "int8, int8:32, int4:32, int4:128+offset; groups: 16, 32, 64, 128"
+FORMATS = "int8, int4 (which is int4:32), int8:32, int4:128+offset; groups: 16, 32, 64, 128"
 """What a format is written as, for whoever wrote another."""
+OWN, NONE = "file", "none"
+"""Instead of a format: that of the model's file, or the layer's dtype whatever the file has."""
 _TEXT = re.compile(r"int([48])(?::(\d+))?(\+offset)?(?:/(f16|f32))?(\*int8)?")
 _LARGEST_F16 = 65504.0
 _AT_ONCE = 1 << 22
@@ -145,6 +147,33 @@ class Quantised:
         return Quantised(quant, values, scales, offsets)
 
 
+def asked(quantize: str | None, act: str | None, dtype: str) -> Quant | None:
+    """The format that `--quantize` and `--act` ask for in a layer of this dtype; None where they
+    ask for none. Raises GraphError for what is not a format or an act."""
+    if quantize is None or quantize == NONE:
+        if act == "int8":
+            raise GraphError("--act int8 without --quantize: activations are rounded for quantised "
+                             "weights alone", hint="--quantize int8")
+        return None
+    chosen = act_of(act, dtype)
+    text = {"int4": "int4:32", "int4+offset": "int4:32+offset"}.get(quantize, quantize)
+    try:
+        quant = Quant.parse(text.replace("*", "?"))  # what x is rounded to is for --act to say
+    except ValueError:
+        raise GraphError(f"--quantize {quantize}: this is no format",
+                         hint=f"formats: {FORMATS}") from None
+    return replace(quant, act=chosen)
+
+
+def act_of(act: str | None, dtype: str) -> str:
+    """`Quant.act` of what `--act` says: int8, or the dtype of the layer, which is the default.
+    Raises GraphError for anything else."""
+    if act not in (None, "int8", "float", dtype):
+        raise GraphError(f"--act {act}: activations of this layer are {dtype}",
+                         hint=f"--act {dtype} or --act int8")
+    return "int8" if act == "int8" else "float"
+
+
 def common(quants: Sequence[Quant]) -> Quant:
     """The least format that holds weights in all of these exactly."""
     first = quants[0]
@@ -244,4 +273,5 @@ def _check(weight: Quantised) -> None:
                              f"wanted torch.float32 {wanted}")
 
 
-__all__ = ["FORMATS", "Quant", "Quantised", "common", "concat_rows", "round_to_nearest"]
+__all__ = ["FORMATS", "NONE", "OWN", "Quant", "Quantised", "act_of", "asked", "common",
+           "concat_rows", "round_to_nearest"]

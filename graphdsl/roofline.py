@@ -6,7 +6,9 @@ operations need at the machine's peak for their dtype: the longer of the two is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -16,6 +18,10 @@ from graphdsl.manifest import Json
 
 MEMORY = "memory"
 """What binds a call whose bytes take longer than its operations."""
+SAMPLE_SECONDS, FEWEST = 5e-4, 5
+"""What a sample of a rate is made to take, and the fewest samples."""
+TIMES_CACHE = 4
+"""So many times the caches, and what was read first is no longer in them."""
 
 
 @dataclass(frozen=True)
@@ -79,4 +85,32 @@ class Measured(Backend, Protocol):
         again. Raises ToolError where there is no compiler."""
 
 
-__all__ = ["MEMORY", "Limits", "Machine", "Measured"]
+def beyond_cache(cache_bytes: int) -> int:
+    """Bytes of which none stays in the caches when all are read, but not more than a quarter of
+    the memory that is free."""
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min(TIMES_CACHE * cache_bytes, free // 4)
+
+
+def rate(work: Callable[[int], float], seconds: float) -> float:
+    """The largest amount a second of `work`, which is given a number of turns and says how much it
+    did; 0 where that is nothing. A limit is what the machine can do when nothing disturbs it."""
+    turns = 1
+    if work(turns) == 0:
+        return 0.0
+    while (took := _sample(work, turns)[1]) < SAMPLE_SECONDS:
+        turns *= max(2, min(10, int(SAMPLE_SECONDS / max(took, 1e-9))))
+    best, samples, begin = 0.0, 0, time.perf_counter()
+    while samples < FEWEST or time.perf_counter() - begin < seconds:
+        done, took = _sample(work, turns)
+        best, samples = max(best, done / took), samples + 1
+    return best
+
+
+def _sample(work: Callable[[int], float], turns: int) -> tuple[float, float]:
+    begin = time.perf_counter()
+    done = work(turns)
+    return done, time.perf_counter() - begin
+
+
+__all__ = ["MEMORY", "Limits", "Machine", "Measured", "beyond_cache", "rate"]

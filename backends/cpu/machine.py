@@ -7,14 +7,13 @@ import hashlib
 import json
 import os
 import platform
-import statistics
-import time
 from collections.abc import Callable, Iterator, Mapping
+from itertools import cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from graphdsl.lazy import torch
-from graphdsl.roofline import Limits, Machine
+from graphdsl.roofline import Limits, Machine, beyond_cache, rate
 from graphdsl.staging import staging
 
 if TYPE_CHECKING:
@@ -23,10 +22,10 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 LOOPS = HERE / "roofline" / "loops.cpp"
 
-SECONDS, SAMPLE_SECONDS, FEWEST = 0.25, 5e-3, 5
-"""For each loop: seconds in all, those that a sample is made to take, and the fewest samples."""
-TIMES_CACHE = 4
-"""How much larger than the caches an array is that memory has to be read for."""
+SECONDS = 0.25
+"""For each loop."""
+PIECES = 8
+"""Parts of the array that are read in turn: a short sample is less often disturbed."""
 STREAMS = (1, 2, 4, 8)
 """In how many places a thread reads at once; the best of them counts."""
 UNKNOWN_CACHE = 64 << 20
@@ -103,14 +102,15 @@ def _measured(cpu: CPU, threads: int, environment: Mapping[str, str], folder: Pa
 
 
 def _limits(loops: ctypes.CDLL, threads: int) -> Limits:
-    array = torch.ones(array_bytes() // 4)
+    array = torch.ones(beyond_cache(cache_bytes()) // 4)
 
     def reading(streams: int) -> Callable[[int], float]:
-        read = loops.gdsl_read
+        read, piece = loops.gdsl_read, ctypes.c_int64(array.numel() // PIECES)
         read.restype = ctypes.c_double
-        address, count = ctypes.c_void_p(array.data_ptr()), ctypes.c_int64(array.numel())
-        return lambda turns: sum(float(read(address, count, streams, threads))
-                                 for _ in range(turns))
+        places = cycle(array.data_ptr() + i * piece.value * 4 for i in range(PIECES))
+        return lambda turns: sum(
+            float(read(ctypes.c_void_p(address), piece, streams, threads))
+            for address in islice(places, turns))
 
     def computing(name: str) -> Callable[[int], float]:
         compute = getattr(loops, name)
@@ -123,33 +123,4 @@ def _limits(loops: ctypes.CDLL, threads: int) -> Limits:
     return Limits(read, f32, max(bf16, f32), max(int8, bf16, f32))
 
 
-def array_bytes() -> int:
-    """As large as it takes to be read from memory, but not more than a quarter of what is free."""
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min(TIMES_CACHE * cache_bytes(), free // 4)
-
-
-def rate(work: Callable[[int], float], seconds: float) -> float:
-    """The median amount a second of `work`, which is given a number of turns and says how much it
-    did; 0 where that is nothing."""
-    turns, begin = 1, time.perf_counter()
-    if work(turns) == 0:
-        return 0.0
-    while (took := _seconds(work, turns)) < SAMPLE_SECONDS:
-        turns *= max(2, min(10, int(SAMPLE_SECONDS / max(took, 1e-9))))
-    found: list[float] = []
-    begin = time.perf_counter()
-    while len(found) < FEWEST or time.perf_counter() - begin < seconds:
-        start = time.perf_counter()
-        done = work(turns)
-        found.append(done / (time.perf_counter() - start))
-    return statistics.median(found)
-
-
-def _seconds(work: Callable[[int], float], turns: int) -> float:
-    begin = time.perf_counter()
-    work(turns)
-    return time.perf_counter() - begin
-
-
-__all__ = ["array_bytes", "cache_bytes", "cpu_name", "find_machine", "rate"]
+__all__ = ["cache_bytes", "cpu_name", "find_machine"]

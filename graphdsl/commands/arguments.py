@@ -78,6 +78,12 @@ def _bench(command: argparse.ArgumentParser) -> None:
     command.add_argument("--seconds", type=positive_number, default=5.0, metavar="S",
                          help="time to spend on each implementation (default 5)")
     command.add_argument("--json", type=Path, metavar="PATH", help="write the figures here")
+    command.add_argument("--roofline", action="store_true",
+                         help="time every call, beside what this machine can do at most")
+    command.add_argument("--plot", type=Path, metavar="FILE.svg",
+                         help="with --roofline: draw it")
+    command.add_argument("--fresh", action="store_true",
+                         help="with --roofline: measure this machine again")
 
 
 def _generate(command: argparse.ArgumentParser) -> None:

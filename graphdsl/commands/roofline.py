@@ -63,7 +63,7 @@ class Copy:
         self.operator(*self.inputs, state=self.state)
 
 
-def run(args: argparse.Namespace, session: Session) -> int:
+def measure_calls(args: argparse.Namespace, session: Session) -> int:
     """Prints, for every call, its bytes, operations, time and share of its limit, then the whole
     step. Weights, inputs and caches are read from memory, not from the processor's caches."""
     backend = _checked(args)
@@ -210,7 +210,8 @@ def call_figures(taken: Taken, limits: Limits, *, cached: bool) -> Json:
             "origin": list(node.origin), "turns": turns, "bytes": cost.moved * turns,
             "memory_bytes": memory * turns, "operations": cost.operations * turns,
             "kind": cost.kind, "ms": taken.ms, "waited_ms": taken.waited_ms,
-            "limit_ms": least * 1e3, "bound": bound, "share": least * 1e3 / max(taken.ms, NANOSECOND)}
+            "limit_ms": least * 1e3, "bound": bound,
+            "share": least * 1e3 / max(taken.ms, NANOSECOND)}
 
 
 def step_figures(calls: Sequence[Json], steps: Sequence[float]) -> Json:

@@ -87,7 +87,7 @@ def _open(args: argparse.Namespace, session: Session) -> LanguageModel:
 
     session.progress.begin("model")
     options = session.options(args, args.dtype or DTYPE)
-    model = open_model(_name(args.model), options)
+    model = open_model(_name(args.model), options, quantize=args.quantize, act=args.act)
     session.progress.done("model", f"{model.checkpoint.path.name}, "
                                    f"{model.checkpoint.settings.layers} layers, {options.dtype}")
     return model

@@ -13,14 +13,20 @@ from graphdsl.hf.family import Settings
 from graphdsl.hf.gguf_weights import open_gguf
 from graphdsl.hf.safetensors_weights import PICKLES, open_safetensors, refuse_pickle
 from graphdsl.lazy import torch
+from graphdsl.quant import Quant, Quantised
 
 
 class WeightSource(Protocol):
-    """A file format: the shapes it holds, and reading one weight of them."""
+    """A file format: the shapes it holds, and reading one weight of them, in floats or, where it
+    has a format, quantised."""
 
     def shapes(self) -> dict[str, tuple[int, ...]]: ...
 
     def read(self, name: str) -> torch.Tensor: ...
+
+    def quant(self, name: str) -> Quant | None: ...
+
+    def read_quantised(self, name: str) -> Quantised: ...
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,17 @@ class Checkpoint:
         for index, part in enumerate(names):
             stacked[index] = self.tensor(part)
         return stacked
+
+    def quant(self, name: str) -> Quant | None:
+        """The format in which the file has the Model's param of this name; None for floats."""
+        stored = self.settings.family.names[name]
+        return self.source.quant(stored) if isinstance(stored, str) else None
+
+    def quantised(self, name: str) -> Quantised:
+        """The Model's param of this name as the file has it; it has to have a format."""
+        stored = self.settings.family.names[name]
+        assert isinstance(stored, str), name
+        return self.source.read_quantised(stored)
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

@@ -11,6 +11,7 @@ from graphdsl.errors import GraphError
 from graphdsl.hf.extras import need
 from graphdsl.hf.fields import read_json
 from graphdsl.lazy import torch
+from graphdsl.quant import Quant, Quantised
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -39,6 +40,14 @@ class SafetensorsWeights:
         except error_type as error:
             raise _unreadable(self.folder / file, error) from error
         return weight
+
+    def quant(self, name: str) -> Quant | None:
+        """None: these are floats."""
+        return None
+
+    def read_quantised(self, name: str) -> Quantised:
+        """Never asked for: no weight has a format."""
+        raise AssertionError(name)
 
     def check_dtypes(self, names: Iterable[str]) -> None:
         """Raises GraphError for a weight that is not made of plain floats."""

@@ -10,7 +10,9 @@ from typing import Protocol
 from graphdsl.errors import GraphError
 from graphdsl.hf.config import read_config
 from graphdsl.hf.family import Settings
+from graphdsl.hf.fields import Fields, read_json
 from graphdsl.hf.gguf_weights import open_gguf
+from graphdsl.hf.packed_weights import PackedWeights, read_packing
 from graphdsl.hf.safetensors_weights import PICKLES, open_safetensors, refuse_pickle
 from graphdsl.lazy import torch
 from graphdsl.quant import Quant, Quantised
@@ -105,7 +107,9 @@ def _open_folder(folder: Path) -> Checkpoint:
         hint = f"name the file itself: {folder / inside[0]}" if inside else ""
         raise GraphError(f"{folder}: not a model's folder: it has no config.json", hint=hint)
     settings = read_config(folder)
-    weights = open_safetensors(folder)
+    packing = read_packing(Fields(folder / "config.json", read_json(folder / "config.json")))
+    files = open_safetensors(folder)
+    weights = PackedWeights(files, packing) if packing else files
     found = weights.shapes()
     settings = replace(settings, family=settings.family.fitting(found))
     shapes = _checked(folder, settings, found)

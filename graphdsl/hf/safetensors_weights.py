@@ -29,7 +29,7 @@ class SafetensorsWeights:
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of every weight in the folder, from the files' headers."""
-        return {name: self._shape(name) for name in self.place}
+        return {name: self.shape(name) for name in self.place}
 
     def read(self, name: str) -> torch.Tensor:
         """The weight of this name, in the dtype that the file has it in."""
@@ -59,7 +59,8 @@ class SafetensorsWeights:
                     f" supported: {', '.join(FLOATS)}"
                 )
 
-    def _shape(self, name: str) -> tuple[int, ...]:
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of the weight of this name."""
         file = self.files[self.place[name]]
         return tuple(int(size) for size in file.get_slice(name).get_shape())
 

@@ -9,61 +9,14 @@ from typing import Any
 import pytest
 import torch
 from hf_tiny import edit_json, tiny_model
+from packedcase import packed, write_packed
 from safetensors.torch import load_file, save_file
 
 from graphdsl.errors import GraphError
 from graphdsl.hf.checkpoint import Checkpoint, open_checkpoint
 from graphdsl.quant import Quant
 
-GROUP = 32
 Q = "model.layers.0.self_attn.q_proj."
-ORDERS = {"gptq": range(8), "awq": (0, 2, 4, 6, 1, 3, 5, 7)}
-"""The column at each place of a word of AWQ."""
-
-
-def words(numbers: torch.Tensor, bits: int, order: Any) -> torch.Tensor:
-    """int32 words of the numbers of every row: number order[i] of each run is bits i * bits on."""
-    each = 32 // bits
-    runs = numbers.long().reshape(numbers.shape[0], -1, each)
-    word = torch.zeros(runs.shape[:2], dtype=torch.long)
-    for place in range(each):
-        word |= runs[:, :, order[place]] << (bits * place)
-    return torch.where(word >= 1 << 31, word - (1 << 32), word).to(torch.int32)
-
-
-def packed(weight: torch.Tensor, method: str, bits: int, group: int, symmetric: bool,
-           shifted: bool = True) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """Random q, zeros and scales of the weight's shape [n, k] as a file has them, and the weight
-    that they stand for."""
-    n, k = weight.shape
-    q = torch.randint(0, 1 << bits, (k, n))
-    zeros = (torch.full((k // group, n), 1 << (bits - 1)) if symmetric
-             else torch.randint(1, 1 << bits, (k // group, n)))
-    scales = (torch.rand(k // group, n) * 0.05 + 0.01).half()
-    order: Any = ORDERS[method] if bits == 4 else range(4)
-    stored = zeros - 1 if method == "gptq" and shifted else zeros
-    parts = {"qweight": words(q, bits, order) if method == "awq"
-             else words(q.t(), bits, order).t().contiguous(),
-             "qzeros": words(stored, bits, order), "scales": scales}
-    if method == "gptq":
-        parts["g_idx"] = (torch.arange(k) // group).int()
-    wide = [x.float().repeat_interleave(group, 0) for x in (zeros, scales)]
-    return parts, ((q - wide[0]) * wide[1]).t()
-
-
-def write(folder: Path, method: str, bits: int = 4, group: int = GROUP, symmetric: bool = False,
-          **config: Any) -> dict[str, torch.Tensor]:
-    """A tiny Llama whose linears in layers are packed; the weights that they stand for."""
-    tiny_model().save_pretrained(folder)
-    weights, wanted = load_file(folder / "model.safetensors"), {}
-    shifted = config.get("checkpoint_format") != "gptq_v2"
-    for name in [n for n in weights if n.endswith("proj.weight")]:
-        parts, wanted[name] = packed(weights.pop(name), method, bits, group, symmetric, shifted)
-        weights |= {f"{name.removesuffix('weight')}{part}": x for part, x in parts.items()}
-    save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    edit_json(folder / "config.json", quantization_config={
-        "quant_method": method, "bits": bits, "group_size": group, **config})
-    return wanted
 
 
 def change(folder: Path, name: str, tensor: torch.Tensor | None) -> None:
@@ -91,7 +44,7 @@ def params(found: Checkpoint) -> dict[str, str]:
 ])
 def test_linears_are_what_they_stand_for(tmp_path: Path, method: str, bits: int, symmetric: bool,
                                          config: dict[str, Any], form: str) -> None:
-    wanted = write(tmp_path, method, bits, symmetric=symmetric, **config)
+    wanted = write_packed(tmp_path, method, bits, symmetric=symmetric, **config)
     found = open_checkpoint(tmp_path)
     assert len(params(found)) == len(wanted) == 14
     for ours, name in params(found).items():
@@ -104,8 +57,8 @@ def test_linears_are_what_they_stand_for(tmp_path: Path, method: str, bits: int,
 
 
 def write_group(folder: Path, group: int) -> dict[str, torch.Tensor]:
-    """As `write`, with one linear alone in other groups."""
-    wanted = write(folder, "gptq", symmetric=True)
+    """As `write_packed`, with one linear alone in other groups."""
+    wanted = write_packed(folder, "gptq", symmetric=True)
     parts, wanted[f"{Q}weight"] = packed(torch.zeros(64, 64), "gptq", 4, group, True)
     for part, tensor in parts.items():
         change(folder, f"{Q}{part}", tensor)
@@ -121,7 +74,7 @@ def test_one_group_a_row(tmp_path: Path) -> None:
 
 def test_columns_in_an_order_of_their_own(tmp_path: Path) -> None:
     """They can be dequantised, but not taken as they are."""
-    wanted = write(tmp_path, "gptq")
+    wanted = write_packed(tmp_path, "gptq")
     name = "model.layers.1.mlp.up_proj"
     weights = load_file(tmp_path / "model.safetensors")
     order = torch.randperm(64)
@@ -142,7 +95,7 @@ def test_columns_in_an_order_of_their_own(tmp_path: Path) -> None:
     ({"quant_method": "gptq", "checkpoint_format": "marlin"}, "'checkpoint_format' is 'marlin'"),
 ])
 def test_what_is_not_read(tmp_path: Path, config: dict[str, Any], message: str) -> None:
-    write(tmp_path, "gptq")
+    write_packed(tmp_path, "gptq")
     edit_json(tmp_path / "config.json", quantization_config=config)
     with pytest.raises(GraphError, match=message):
         open_checkpoint(tmp_path)
@@ -158,7 +111,7 @@ def test_what_is_not_read(tmp_path: Path, config: dict[str, Any], message: str) 
 ])
 def test_damaged_linears(tmp_path: Path, name: str, tensor: torch.Tensor | None,
                          message: str) -> None:
-    write(tmp_path, "gptq")
+    write_packed(tmp_path, "gptq")
     change(tmp_path, f"{Q}{name}", tensor)
     found = open_checkpoint(tmp_path)
     for read in (found.quant, found.param):
@@ -167,7 +120,7 @@ def test_damaged_linears(tmp_path: Path, name: str, tensor: torch.Tensor | None,
 
 
 def test_a_linear_of_another_size(tmp_path: Path) -> None:
-    write(tmp_path, "gptq")
+    write_packed(tmp_path, "gptq")
     change(tmp_path, f"{Q}qweight", torch.zeros(4, 64, dtype=torch.int32))
     with pytest.raises(GraphError, match=r"q_proj.weight' has shape \[64, 32\]; wanted: \[64, 64"):
         open_checkpoint(tmp_path)

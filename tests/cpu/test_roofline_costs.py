@@ -20,7 +20,9 @@ from graphdsl.models.llama import Config, Llama
 from graphdsl.models.mixtral import Config as MixtralConfig
 from graphdsl.models.mixtral import Mixtral
 from graphdsl.ops import linear, reduce_sum, silu
+from graphdsl.passes.quantise import quantised
 from graphdsl.passes.samples import reference_outputs, samples
+from graphdsl.quant import Quant
 from graphdsl.reference import TOLERANCE, error_of
 from graphdsl.roofline_costs import Cost, Step, cost, places
 from graphdsl.runtime.operator import Operator
@@ -92,6 +94,24 @@ def test_a_window_and_experts() -> None:
     chosen, expert = 2, 32 * 48 * 4
     down = costs(mixtral, one)["expert_linear"][-1][1]
     assert (down.memory, down.operations) == (chosen * expert, chosen * 2 * 32 * 48)
+
+
+def test_quantised_weights_as_the_library_has_them() -> None:
+    """The bytes of a packed param, or those of the rows that are looked up; products of activations
+    that are rounded to int8 are held against the peak of int8."""
+    config = Config(**{**SIZES, "hidden": 64, "ffn": 96})
+    graph = quantised(trace(Llama(config), "bf16"), lambda name, kind: Quant(4, 32, act="int8"))
+    plan = planned(graph)
+    params = [port for port in plan.ports if port.kind == "param"]
+    packed = [1000 * (i + 1) for i in range(len(params))]
+    bytes_of = {port.name: size for port, size in zip(params, packed, strict=True)}
+    found = costs(plan, Step(STEP.dims, 5, packed))
+    out, down = (each for _, each in found["matmul_epilogue"])
+    assert out.memory == bytes_of["layers.0.wo"]
+    assert down.memory == bytes_of["layers.0.w_down"]
+    assert (out.kind, down.kind) == ("int8", "int8")
+    looked_up = found["embedding"][0][1]
+    assert looked_up.memory == T * 4 + bytes_of["embed"] * T // config.vocab
 
 
 class Block(Layer):

@@ -13,6 +13,8 @@ from graphdsl.cli import cache_folder
 from graphdsl.errors import GraphError
 from graphdsl.ir import Graph
 from graphdsl.layer import Layer, trace
+from graphdsl.passes.quantise import quantised
+from graphdsl.quant import asked
 from graphdsl.source import dtype_of
 
 if TYPE_CHECKING:
@@ -28,14 +30,16 @@ Passes = Mapping[str, Mapping[str, str | int]]
 
 def build(layer_or_graph: Layer | Graph | Callable[..., Any], backend: str = "cpu",
           dtype: str | None = None, out: str | Path | None = None,
-          passes: Passes | None = None, soc: str = "") -> Operator:
+          passes: Passes | None = None, soc: str = "", quantize: str | None = None,
+          act: str | None = None) -> Operator:
     """The operator of a Layer, a Model or a traced Graph.
 
     `dtype` (unless given "f32", on ascend "f16") is that of the weights and activations whose
     signature names none; a Graph has its own. `out` is a folder for sources, library and manifest,
     `passes` has the options that `--pass` has, `soc` is the chip ("910b", "310p") of a backend that
-    has several. Raises GraphError for what the layer or an option does wrong, ToolError when the
-    compiler fails.
+    has several. `quantize` ("int8", "int4:128") is how weights of linears and embeddings are
+    stored, `act` ("int8") what activations are rounded to for them. Raises GraphError for what the
+    layer or an option does wrong, ToolError when the compiler fails.
     """
     from graphdsl.runtime.operator import Operator
 
@@ -45,6 +49,9 @@ def build(layer_or_graph: Layer | Graph | Callable[..., Any], backend: str = "cp
                          f"for {dtype}", hint=f'graphdsl.trace(layer, "{dtype}")')
     options = _options(backend, dtype or dtype_of(graph), Path(out) if out else None, passes,
                        soc)
+    quant = asked(quantize, act, options.dtype)
+    if quant is not None:
+        graph = quantised(graph, lambda name, kind: quant)
     return Operator(build_graph(graph, options).path)
 
 
@@ -75,20 +82,19 @@ def register_torch_class(operator: Operator | AtbLayer, name: str | None = None)
 
 def load_model(path: str | Path, backend: str = "cpu", dtype: str | None = None,
                quantize: str | None = None, passes: Passes | None = None,
-               soc: str = "") -> LanguageModel:
+               soc: str = "", act: str | None = None) -> LanguageModel:
     """A Hugging Face folder, a GGUF file or a packaged model ("smollm2"), built as one operator.
 
-    `dtype` (unless given "bf16", on ascend "f16") is that of the weights and activations; `passes`
-    and `soc` are as for `build`. Raises GraphError for what is not a model or an option, ToolError
-    when fetching or compiling fails.
+    `dtype` (unless given "bf16", on ascend "f16") is that of the weights and activations; `passes`,
+    `soc` and `act` are as for `build`; `quantize` too, and may be "file" (what the file has
+    quantised stays so: the default where the backend has quantised weights) or "none". Raises
+    GraphError for what is not a model or an option, ToolError when fetching or compiling fails.
     """
     from graphdsl.hf.model import open_model
 
-    if quantize is not None:
-        raise GraphError(f"quantize={quantize!r}: the {backend} backend has no quantised weights",
-                         hint="leave it out; quantised files are dequantised when they are loaded")
     chosen = dtype or find_backend(backend, soc).target.model_dtype
-    return open_model(path, _options(backend, chosen, None, passes, soc))
+    return open_model(path, _options(backend, chosen, None, passes, soc), quantize=quantize,
+                      act=act)
 
 
 def replace_layers(model: Any, backend: str = "cpu", reserve: int = 1024) -> Replaced:

@@ -72,6 +72,8 @@ class Target:
     """A loop whose rows one matmul alone reads becomes a part of it."""
     passes: tuple[BackendPass, ...] = ()
     """What the backend does to a graph that all others have done their work on."""
+    quants: bool = False
+    """Linears and embeddings read weights in the formats of graphdsl.quant."""
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from graphdsl.errors import Loc
 from graphdsl.layout import ORDERS, POLICIES, STORAGES, Layout
+from graphdsl.quant import Quant
 from graphdsl.sizes import (
     BUILT,
     DTYPES,
@@ -35,17 +36,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TensorType:
-    """The shape and dtype of a value, for a KV state its layout, and for a param the format that a
-    backend keeps it in: "" is that of its rows, "nz" has tiles of 16 columns (Ascend)."""
+    """The shape and dtype of a value, for a KV state its layout, and for a param how it is kept:
+    the `format` of a backend ("" is that of its rows, "nz" has tiles of 16 columns: Ascend), and
+    `quant` if it is quantised."""
 
     shape: tuple[Size, ...]
     dtype: str
     layout: Layout | None = None
     format: str = ""
+    quant: Quant | None = None
 
     def __str__(self) -> str:
-        layout = f"@{self.layout or self.format}" if self.layout or self.format else ""
-        return f"{self.dtype}[{', '.join(map(str, self.shape))}]{layout}"
+        stored = "".join(f"@{how}" for how in (self.layout, self.format, self.quant) if how)
+        return f"{self.dtype}[{', '.join(map(str, self.shape))}]{stored}"
+
+    @property
+    def plain(self) -> TensorType:
+        """The same without a format: what a value computes with."""
+        return replace(self, quant=None) if self.quant else self
 
     @property
     def stored(self) -> str:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from graphdsl.ir import Dim, Graph, Size, TensorType, Value, constant, scaled, terms
 from graphdsl.layout import BLOCKS
 from graphdsl.paging import PagedRead, paged_reads
 from graphdsl.plan import Plan, Port
-from graphdsl.recipes import recipe_json
+from graphdsl.recipes import recipe_json, source_names
 
 FORMAT = 1
 Json = dict[str, Any]
@@ -41,6 +41,8 @@ def type_json(kind: TensorType) -> Json:
                           "block": kind.layout.block, "storage": kind.layout.storage}
     if kind.format:
         made["format"] = kind.format
+    if kind.quant:
+        made["quant"] = asdict(kind.quant)
     return made
 
 
@@ -57,6 +59,7 @@ def manifest_of(plan: Plan, source: Graph, identity: Identity) -> Json:
         by_kind.setdefault(port.kind, []).append(port)
     bounds, pages = input_bounds(plan.graph), paged_reads(plan.graph)
     bounds |= {read.table: [(-1, BLOCKS)] for read in pages}
+    quants = quantised_sources(plan)
     return {
         "format": FORMAT,
         "name": source.name,
@@ -69,12 +72,23 @@ def manifest_of(plan: Plan, source: Graph, identity: Identity) -> Json:
         "paged": [{"positions": None if read.positions is None else read.positions.name,
                    "table": read.table.name, "block": read.block}
                   for read in pages if not read.sparse],
-        "weights": [{"name": v.name, **type_json(v.type)} for v in source.params],
+        "weights": [{"name": v.name, **type_json(_kept(v, quants))} for v in source.params],
         "params": [_param_json(p, plan) for p in by_kind.get("param", [])],
         "outputs": [{"name": f"output{i}", **type_json(p.value.type)}
                     for i, p in enumerate(by_kind.get("output", []))],
         "workspace_bytes": list(plan.workspace),
     }
+
+
+def quantised_sources(plan: Plan) -> set[str]:
+    """The weights of which quantised params are made."""
+    return {name for p in plan.ports if p.kind == "param" and p.value.type.quant
+            for name in source_names(plan.recipes.get(p.name), p.name)}
+
+
+def _kept(weight: Value, quants: set[str]) -> TensorType:
+    """The type of a weight, with the format that it was asked to have only where it has it."""
+    return weight.type if weight.name in quants else weight.type.plain
 
 
 def _input_json(port: Port, bounds: Bounds) -> Json:
@@ -147,4 +161,4 @@ def manifest_text(manifest: Json) -> str:
 
 
 __all__ = ["FORMAT", "Identity", "input_bounds", "manifest_of", "manifest_text",
-           "size_json", "type_json"]
+           "quantised_sources", "size_json", "type_json"]

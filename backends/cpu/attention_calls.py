@@ -9,8 +9,9 @@ from graphdsl.expr import ZERO, Poly
 from graphdsl.ir import Affine, Dim, Node, Size, Value
 from graphdsl.views import Ref
 
+from .c_types import CTYPES
 from .caches import cache_text
-from .loops import CTYPES, Emitter, address, aligned_strides, pointer_text
+from .loops import Emitter, address, aligned_strides, pointer_text
 
 ROW = "sums"
 """What the generated code calls a finished row."""

@@ -7,7 +7,7 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,11 @@ from graphdsl.passes.memory import ordered
 from graphdsl.passes.pipeline import Lowered
 from graphdsl.placement import report
 from graphdsl.plan import Plan
+from graphdsl.roofline import Machine
 from graphdsl.views import Ref
 
 from .attention_calls import attention_of, heads_together
+from .c_types import CTYPES, ctype_of
 from .calls import (
     KERNELS,
     Prologue,
@@ -38,7 +40,8 @@ from .calls import (
     view_of,
 )
 from .features import Level, best_level, cpu_features
-from .loops import CTYPES, EXPRESSIONS, REDUCTIONS, loop_scratch
+from .loops import EXPRESSIONS, REDUCTIONS, loop_scratch
+from .machine import find_machine
 from .scratch import Scratch
 from .sharing import Site, shared
 
@@ -62,15 +65,17 @@ def _templates() -> jinja2.Environment:
 
 @dataclass(frozen=True)
 class CPU:
-    """Builds for `level`, or for the best that this machine has."""
+    """Builds for `level`, or for the best that this machine has; `timed`: the library measures its
+    calls."""
 
     level: Level | None = None
+    timed: bool = False
 
     @property
     def target(self) -> Target:
         return Target("cpu", takes=TAKEN, kv_order="bnsd",
                       kv_policies=frozenset(POLICIES), kv_storages=frozenset({"", "int8"}),
-                      fuses_attention=True, fuses_prologues=True)
+                      fuses_attention=True, fuses_prologues=True, quants=True)
 
     @property
     def socs(self) -> tuple[str, ...]:
@@ -221,7 +226,8 @@ class CPU:
             buffers=plan.buffers, bodies=bodies, functions=functions,
             weights=[_weight_view(p.value, p.packed) for p in plan.ports if p.kind == "param"],
             manifest=[json.dumps(line) for line in manifest.splitlines(keepends=True)],
-            pointers=len(plan.ports))
+            pointers=len(plan.ports), timed=self.timed,
+            quantised=any(p.value.type.quant for p in plan.ports))
         headers = {f"src/kernels/{p.name}": p.read_text()
                    for p in sorted((HERE / "kernels").glob("*.hpp"))}
         return {f"src/{name}.cpp": text, "src/kernels/abi.h": abi_text(), **headers}
@@ -253,6 +259,15 @@ class CPU:
         done = _run(command, environment)
         if done.returncode != 0:
             raise ToolError("the C++ compiler failed", shlex.join(command), done.stderr)
+
+    def with_times(self) -> CPU:
+        """The same backend, whose libraries measure their calls."""
+        return replace(self, timed=True)
+
+    def machine(self, threads: int, environment: Mapping[str, str], cache: Path, *,
+                fresh: bool) -> Machine:
+        """This machine, measured by loops of our own."""
+        return find_machine(self, threads, environment, cache, fresh=fresh)
 
 
 def abi_text() -> str:
@@ -295,7 +310,7 @@ def call_text(call: Call | RepeatCall) -> str:
 
 def _sites(body: Body) -> list[Site]:
     """The calls of a body with their generated code."""
-    ctypes = {leaf.base: CTYPES[leaf.value.type.stored] for leaf in body.leaves}
+    ctypes = {leaf.base: ctype_of(leaf.value.type) for leaf in body.leaves}
     ctypes |= {f"b{b['number']}": b["ctype"] for b in _buffers(body)}
     return [Site(note(call), isinstance(call, Call) and call.barrier,
                  call.op if isinstance(call, Call) else "repeat", call_text(call), ctypes)
@@ -322,15 +337,20 @@ def _buffers(body: Body) -> list[dict[str, Any]]:
 def _leaf_view(leaf: Leaf) -> dict[str, Any]:
     packed = " packed" if leaf.packed else ""
     label = leaf.value.name or "result"
-    return {"base": leaf.base, "index": leaf.index, "ctype": CTYPES[leaf.value.type.stored],
+    return {"base": leaf.base, "index": leaf.index, "ctype": ctype_of(leaf.value.type),
             "note": f"{label}: {leaf.value.type}{packed}"}
 
 
 def _weight_view(value: Value, packed: bool) -> dict[str, str]:
     if not packed:
         return {"bytes": "0", "pack": "nullptr", "name": value.name}
-    kind = CTYPES[value.dtype]
+    kind = ctype_of(value.type)
     *experts, n, k = value.shape
+    if value.type.quant:
+        body = ("const auto* w = static_cast<const gdsl_quantised*>(s); pack_quant(w->values, "
+                f"w->scales, w->offsets, static_cast<{kind}*>(t), {n}, {k});")
+        return {"bytes": f"quant_bytes<{kind}>({n}, {k})",
+                "pack": f"[](const void* s, void* t) {{ {body} }}", "name": value.name}
     count = experts[0] if experts else 1
     source = f"static_cast<const {kind}*>(s) + e * {n} * {k}"
     target = f"static_cast<char*>(t) + e * packed_bytes<{kind}>({n}, {k})"

@@ -6,7 +6,8 @@ from graphdsl.expr import Poly
 from graphdsl.ir import TensorType
 from graphdsl.views import Ref
 
-from .loops import CTYPES, address
+from .c_types import CTYPES
+from .loops import address
 
 
 def cache_text(kind: TensorType, ref: Ref, table: Ref | None, *, const: bool = True) -> str:

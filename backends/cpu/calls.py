@@ -12,11 +12,11 @@ from graphdsl.ir import DTYPES, Affine, Dim, Node, Size, TensorType
 from graphdsl.views import Ref, collapsed_rows
 
 from .attention_calls import attention_call, attention_epilogue_call
+from .c_types import CTYPES, ctype_of
 from .caches import cache_text
 from .loops import (
     BLOCK,
     CHUNK,
-    CTYPES,
     EpilogueCode,
     address,
     epilogue_code,
@@ -88,9 +88,9 @@ def matmul_view(call: Call) -> View:
     x = call.inputs[code.x]
     weights = [call.node.inputs[i] for i in code.weights]
     m, stride = rows_of(x)
-    return {"template": "matmul.cpp.j2", "code": code, "ctype": CTYPES[x.dtype],
-            "x": address(x), "x_stride": stride, "m": m, "n": weights[0].shape[0],
-            "k": weights[0].shape[1],
+    return {"template": "matmul.cpp.j2", "code": code,
+            "ctype": ctype_of(weights[0].type), "x": address(x), "x_stride": stride, "m": m,
+            "n": weights[0].shape[0], "k": weights[0].shape[1],
             "weights": [address(call.inputs[i]) for i in code.weights]}
 
 
@@ -108,7 +108,8 @@ def matmul_scratch(node: Node, threads: str) -> str:
     matmuls = [n for n in inner if n.name == "matmul_nt"]
     x, w = matmuls[0].inputs
     n, k = w.shape
-    return f"matmul_scratch({product(x.shape[:-1])}, {n}, {k}, {len(matmuls)}, {threads})"
+    name = "quant_scratch" if w.type.quant else "matmul_scratch"
+    return f"{name}({product(x.shape[:-1])}, {n}, {k}, {len(matmuls)}, {threads})"
 
 
 @dataclass(frozen=True)

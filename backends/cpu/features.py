@@ -22,8 +22,8 @@ class Level:
 
 
 LEVELS = (
-    Level("avx512bf16", 16, ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16"),
-          (*AVX512, "-mavx512bf16")),
+    Level("avx512bf16", 16, ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16",
+                             "avx512_vnni"), (*AVX512, "-mavx512bf16", "-mavx512vnni")),
     Level("avx512", 16, ("avx512f", "avx512bw", "avx512dq", "avx512vl"), AVX512),
     Level("avx2", 8, ("avx2", "fma", "f16c"), AVX2),
     Level("plain", 4, (), ()),

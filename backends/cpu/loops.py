@@ -16,8 +16,7 @@ from graphdsl.ir import FLOATS, Graph, Node, Size, Value
 from graphdsl.passes.loops import loop_space
 from graphdsl.views import Ref, collapsed_rows
 
-CTYPES = {"f32": "float", "bf16": "bf16", "i32": "int32_t", "bool": "uint8_t",
-          "int8": "int8_t"}
+from .c_types import CTYPES
 
 EXPRESSIONS = {
     "add": "{0} + {1}", "sub": "{0} - {1}", "mul": "{0} * {1}", "div": "{0} / {1}", "neg": "-{0}",

@@ -39,6 +39,12 @@ def matmul_scratch(rows: int, n: int, k: int, matmuls: int, threads: int) -> int
     return max(few, round_up(chunk * row, 64) + threads * own * 4)
 
 
+def quant_scratch(rows: int, n: int, k: int, matmuls: int, threads: int) -> int:
+    row = -(-k // 32) * 2 * 4 * (16 + 2)
+    few = threads * round_up(rows * row, 64) if rows <= FEW_ROWS else 0
+    return max(few, matmul_scratch(rows, n, k, matmuls, threads))
+
+
 def expert_scratch(rows: int, experts: int, k: int, threads: int) -> int:
     room = rows + min(experts, rows // (ROWS + 1)) * (ROWS - 1)
     padded_rows = min(round_up(rows, ROWS), CHUNK_ROWS) if rows > ROWS else 0
@@ -62,7 +68,8 @@ class Scratch:
     @property
     def functions(self) -> dict[str, Callable[..., int]]:
         return {"round_up": round_up, "padded": padded, "most": max,
-                "matmul_scratch": matmul_scratch, "expert_scratch": expert_scratch,
+                "matmul_scratch": matmul_scratch, "quant_scratch": quant_scratch,
+                "expert_scratch": expert_scratch,
                 "attention_scratch": self.attention}
 
     def attention(self, tokens: int, heads: int, kv_heads: int, dim: int, value_dim: int,

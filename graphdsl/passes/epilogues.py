@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 from graphdsl.ir import DTYPES, Graph, Node, Value
 from graphdsl.op import Op, constant
 from graphdsl.ops.linear import matmul_nt
-from graphdsl.passes.base import Result, in_bodies
+from graphdsl.passes.base import Missed, Result, in_bodies
 from graphdsl.passes.loops import fired_nodes, is_inner, spaces, stages
 from graphdsl.passes.repeat import through_body
 from graphdsl.passes.rewrite import outline
@@ -22,6 +22,7 @@ from graphdsl.passes.rewrite import outline
 if TYPE_CHECKING:
     from graphdsl.backend import Target
 
+RULE = "MatmulEpilogue"
 MATMUL_EPILOGUE = Op("matmul_epilogue", through_body)
 """Matmuls of one operand by params, and pointwise kernels of their shape."""
 
@@ -32,6 +33,7 @@ class _Claims:
 
     graph: Graph
     most: int
+    missed: list[Missed] = field(default_factory=list)
     order: dict[Node, int] = field(init=False)
     stage: dict[Node, int] = field(init=False)
     group_of: dict[Node, list[Node]] = field(default_factory=dict)
@@ -82,12 +84,19 @@ class _Claims:
         return cone
 
     def _meeting(self, matmul: Node, cone: dict[Node, None]) -> Iterator[Node]:
-        """Other matmuls of the same operand whose followers meet those of `matmul`."""
+        """Other matmuls of the same operand whose followers meet those of `matmul`, by weights in
+        the same format."""
         for user in self.graph.users[matmul.inputs[0]]:
             if (user and user is not matmul and is_weighted(user) and user not in self.group_of
                     and user.inputs[0] is matmul.inputs[0] and user.out_types == matmul.out_types
                     and any(n in cone for n in self._cone(user))):
-                yield user
+                weights = [m.inputs[1] for m in (matmul, user)]
+                if weights[0].type.quant == weights[1].type.quant:
+                    yield user
+                elif self.most > 1:
+                    why = " and ".join(f"{w.name} is {w.type.quant or w.dtype}" for w in weights)
+                    self.missed.append(Missed(RULE, matmul.loc, matmul.scope,
+                                              f"{why}: they are two calls", user.loc))
 
     def _available(self, value: Value, group: dict[Node, None], stage: int) -> bool:
         node = value.node
@@ -138,10 +147,11 @@ def is_weighted(node: Node) -> bool:
     return node.op is matmul_nt and node.inputs[1].is_param
 
 
-def fuse_epilogues(graph: Graph, most: int) -> Graph:
-    """`graph` and the bodies of its repeats with epilogues of up to `most` matmuls."""
-    graph = in_bodies(graph, lambda body: fuse_epilogues(body, most))
-    groups = _Claims(graph, most).groups()
+def fuse_epilogues(graph: Graph, most: int, missed: list[Missed]) -> Graph:
+    """`graph` and the bodies of its repeats with epilogues of up to `most` matmuls. Adds to
+    `missed` those whose weights differ in format."""
+    graph = in_bodies(graph, lambda body: fuse_epilogues(body, most, missed))
+    groups = _Claims(graph, most, missed).groups()
     return outline(graph, groups, MATMUL_EPILOGUE) if groups else graph
 
 
@@ -154,5 +164,6 @@ class FuseEpilogues:
     def run(self, graph: Graph, target: Target) -> Result:
         if not target.fuses_loops or target.epilogue_matmuls < 1:
             return Result(graph)
-        new = fuse_epilogues(graph, target.epilogue_matmuls)
-        return Result(new, fired_nodes(new, MATMUL_EPILOGUE, "MatmulEpilogue"))
+        missed: list[Missed] = []
+        new = fuse_epilogues(graph, target.epilogue_matmuls, missed)
+        return Result(new, fired_nodes(new, MATMUL_EPILOGUE, RULE), tuple(missed))

@@ -13,6 +13,8 @@ from graphdsl.cli import cache_folder
 from graphdsl.errors import GraphError
 from graphdsl.ir import Graph
 from graphdsl.layer import Layer, trace
+from graphdsl.passes.quantise import quantised
+from graphdsl.quant import asked
 from graphdsl.source import dtype_of
 
 if TYPE_CHECKING:
@@ -27,14 +29,16 @@ Passes = Mapping[str, Mapping[str, str | int]]
 
 def build(layer_or_graph: Layer | Graph | Callable[..., Any], backend: str = "cpu",
           dtype: str | None = None, out: str | Path | None = None,
-          passes: Passes | None = None, soc: str = "") -> Operator:
+          passes: Passes | None = None, soc: str = "", quantize: str | None = None,
+          act: str | None = None) -> Operator:
     """The operator of a Layer, a Model or a traced Graph.
 
     `dtype` (unless given "f32", on ascend "f16") is that of the weights and activations whose
     signature names none; a Graph has its own. `out` is a folder for sources, library and manifest,
     `passes` has the options that `--pass` has, `soc` is the chip ("910b", "310p") of a backend that
-    has several. Raises GraphError for what the layer or an option does wrong, ToolError when the
-    compiler fails.
+    has several. `quantize` ("int8", "int4:128") is how weights of linears and embeddings are
+    stored, `act` ("int8") what activations are rounded to for them. Raises GraphError for what the
+    layer or an option does wrong, ToolError when the compiler fails.
     """
     from graphdsl.runtime.operator import Operator
 
@@ -44,6 +48,9 @@ def build(layer_or_graph: Layer | Graph | Callable[..., Any], backend: str = "cp
                          f"for {dtype}", hint=f'graphdsl.trace(layer, "{dtype}")')
     options = _options(backend, dtype or dtype_of(graph), Path(out) if out else None, passes,
                        soc)
+    quant = asked(quantize, act, options.dtype)
+    if quant is not None:
+        graph = quantised(graph, lambda name, kind: quant)
     return Operator(build_graph(graph, options).path)
 
 

@@ -60,6 +60,8 @@ class Target:
     """Pointwise work that follows an attention becomes a part of it."""
     fuses_prologues: bool = False
     """A loop whose rows one matmul alone reads becomes a part of it."""
+    quants: bool = False
+    """Linears and embeddings read weights in the formats of graphdsl.quant."""
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from graphdsl.errors import Loc
 from graphdsl.layout import ORDERS, POLICIES, STORAGES, Layout
+from graphdsl.quant import Quant
 from graphdsl.sizes import (
     BUILT,
     DTYPES,
@@ -35,15 +36,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TensorType:
-    """The shape and dtype of a value, and for a KV state its layout."""
+    """The shape and dtype of a value, for a KV state its layout, and for a quantised param its
+    format."""
 
     shape: tuple[Size, ...]
     dtype: str
     layout: Layout | None = None
+    quant: Quant | None = None
 
     def __str__(self) -> str:
-        layout = f"@{self.layout}" if self.layout else ""
-        return f"{self.dtype}[{', '.join(map(str, self.shape))}]{layout}"
+        stored = "".join(f"@{how}" for how in (self.layout, self.quant) if how)
+        return f"{self.dtype}[{', '.join(map(str, self.shape))}]{stored}"
+
+    @property
+    def plain(self) -> TensorType:
+        """The same without a format: what a value computes with."""
+        return replace(self, quant=None) if self.quant else self
 
     @property
     def stored(self) -> str:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from graphdsl.ir import Dim, Graph, Size, TensorType, Value, constant, scaled, terms
 from graphdsl.layout import BLOCKS
 from graphdsl.paging import PagedRead, paged_reads
 from graphdsl.plan import Plan, Port
-from graphdsl.recipes import recipe_json
+from graphdsl.recipes import recipe_json, source_names
 
 FORMAT = 1
 Json = dict[str, Any]
@@ -39,6 +39,8 @@ def type_json(kind: TensorType) -> Json:
     if kind.layout:
         made["layout"] = {"order": kind.layout.order, "policy": kind.layout.policy,
                           "block": kind.layout.block, "storage": kind.layout.storage}
+    if kind.quant:
+        made["quant"] = asdict(kind.quant)
     return made
 
 
@@ -53,6 +55,7 @@ def manifest_of(plan: Plan, source: Graph, identity: Identity) -> Json:
         by_kind.setdefault(port.kind, []).append(port)
     bounds, pages = input_bounds(plan.graph), paged_reads(plan.graph)
     bounds |= {read.table: [(-1, BLOCKS)] for read in pages}
+    quants = _quantised_sources(plan)
     return {
         "format": FORMAT,
         "name": source.name,
@@ -65,12 +68,23 @@ def manifest_of(plan: Plan, source: Graph, identity: Identity) -> Json:
         "paged": [{"positions": None if read.positions is None else read.positions.name,
                    "table": read.table.name, "block": read.block}
                   for read in pages if not read.sparse],
-        "weights": [{"name": v.name, **type_json(v.type)} for v in source.params],
+        "weights": [{"name": v.name, **type_json(_kept(v, quants))} for v in source.params],
         "params": [_param_json(p, plan) for p in by_kind.get("param", [])],
         "outputs": [{"name": f"output{i}", **type_json(p.value.type)}
                     for i, p in enumerate(by_kind.get("output", []))],
         "workspace_bytes": list(plan.workspace),
     }
+
+
+def _quantised_sources(plan: Plan) -> set[str]:
+    """The weights of which quantised params are made."""
+    return {name for p in plan.ports if p.kind == "param" and p.value.type.quant
+            for name in source_names(plan.recipes.get(p.name), p.name)}
+
+
+def _kept(weight: Value, quants: set[str]) -> TensorType:
+    """The type of a weight, with the format that it was asked to have only where it has it."""
+    return weight.type if weight.name in quants else weight.type.plain
 
 
 def _input_json(value: Value, bounds: Bounds) -> Json:

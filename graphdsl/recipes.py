@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
+from graphdsl.errors import GraphError
 from graphdsl.ir import Attrs, Graph, Value
 from graphdsl.op import Op
+from graphdsl.quant import Quantised, concat_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,6 +54,42 @@ def run_recipe(recipe: Json, params: Mapping[str, Tensor]) -> Tensor:
             result = op.function(**dict(zip(names, tensors, strict=True)), **dict(attrs))
         results.append(result if isinstance(result, tuple) else (result,))
     return tensor(recipe["result"])
+
+
+def source_names(recipe: Graph | None, name: str) -> tuple[str, ...]:
+    """The weights of the user's that a param is made of."""
+    return tuple(v.name for v in recipe.params) if recipe else (name,)
+
+
+def run_quantised(recipe: Json, weights: Mapping[str, Quantised]) -> Quantised:
+    """The folded param that a recipe which leaves rows whole makes of quantised weights, without
+    requantising: rows are joined in the least format that holds each of them. Raises GraphError
+    where a weight is transposed."""
+    results: list[tuple[Quantised, ...]] = []
+
+    def weight(operand: Any) -> Quantised:
+        return weights[operand] if isinstance(operand, str) else results[operand[0]][operand[1]]
+
+    for step in recipe["steps"]:
+        name, attrs = step["op"].partition(":")[2], step["attrs"]
+        parts = [weight(x) for x in step["inputs"]]
+        if name == "concat":
+            results.append((concat_rows(parts),))
+        elif name in ("slice", "split"):
+            sizes = attrs["sizes"] if name == "split" else [attrs["size"]]
+            starts = accumulate(sizes, initial=attrs.get("start", 0))
+            results.append(tuple(parts[0].rows(slice(start, start + size))
+                                 for start, size in zip(starts, sizes, strict=False)))
+        else:
+            raise GraphError(f"weight {step['inputs'][0]} is transposed before it is read, so it "
+                             "cannot be taken as it is quantised", hint="weight.dequantised()")
+    return weight(recipe["result"])
+
+
+def transposed_inputs(recipe: Json) -> set[str]:
+    """The params that a recipe transposes first."""
+    return {step["inputs"][0] for step in recipe["steps"]
+            if step["op"].endswith(":transpose") and isinstance(step["inputs"][0], str)}
 
 
 def recipe_inputs(recipe: Json) -> set[str]:

@@ -19,6 +19,10 @@ STORAGE_TOLERANCE = {"int8": 2e-2}
 """The same where KV caches are stored so: int8 puts a number up to 1 / 254 of its row's largest
 from where it was, and what is computed from it as far."""
 
+ACT_TOLERANCE = {"int8": 2e-2}
+"""The same where linears with quantised weights round rows of x so: a number is up to 1 / 254 of
+the largest of its group from where it was."""
+
 
 def run(graph: Graph, inputs: Mapping[str, Tensor] | Sequence[Tensor],
         params: Mapping[str, Tensor], state: Mapping[str, Tensor] | None = None,
@@ -137,5 +141,5 @@ def error_of(ours: Tensor, reference: Tensor) -> float:
     return difference / scale if scale > 0 else difference
 
 
-__all__ = ["STORAGE_TOLERANCE", "TOLERANCE", "bind_dims", "constant", "error_of", "run",
-           "run_node", "torch_dtype"]
+__all__ = ["ACT_TOLERANCE", "STORAGE_TOLERANCE", "TOLERANCE", "bind_dims", "constant", "error_of",
+           "run", "run_node", "torch_dtype"]

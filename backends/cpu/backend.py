@@ -7,7 +7,7 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from graphdsl.passes.memory import ordered
 from graphdsl.passes.pipeline import Lowered
 from graphdsl.placement import report
 from graphdsl.plan import Plan
+from graphdsl.roofline import Machine
 from graphdsl.views import Ref
 
 from .attention_calls import attention_of, heads_together
@@ -39,6 +40,7 @@ from .calls import (
 )
 from .features import Level, best_level, cpu_features
 from .loops import CTYPES, EXPRESSIONS, REDUCTIONS, loop_scratch
+from .machine import find_machine
 from .scratch import Scratch
 from .sharing import Site, shared
 
@@ -62,9 +64,11 @@ def _templates() -> jinja2.Environment:
 
 @dataclass(frozen=True)
 class CPU:
-    """Builds for `level`, or for the best that this machine has."""
+    """Builds for `level`, or for the best that this machine has; `timed`: the library measures its
+    calls."""
 
     level: Level | None = None
+    timed: bool = False
 
     @property
     def target(self) -> Target:
@@ -221,7 +225,7 @@ class CPU:
             buffers=plan.buffers, bodies=bodies, functions=functions,
             weights=[_weight_view(p.value, p.packed) for p in plan.ports if p.kind == "param"],
             manifest=[json.dumps(line) for line in manifest.splitlines(keepends=True)],
-            pointers=len(plan.ports))
+            pointers=len(plan.ports), timed=self.timed)
         headers = {f"src/kernels/{p.name}": p.read_text()
                    for p in sorted((HERE / "kernels").glob("*.hpp"))}
         return {f"src/{name}.cpp": text, "src/kernels/abi.h": abi_text(), **headers}
@@ -253,6 +257,15 @@ class CPU:
         done = _run(command, environment)
         if done.returncode != 0:
             raise ToolError("the C++ compiler failed", shlex.join(command), done.stderr)
+
+    def with_times(self) -> CPU:
+        """The same backend, whose libraries measure their calls."""
+        return replace(self, timed=True)
+
+    def machine(self, threads: int, environment: Mapping[str, str], cache: Path, *,
+                fresh: bool) -> Machine:
+        """This machine, measured by loops of our own."""
+        return find_machine(self, threads, environment, cache, fresh=fresh)
 
 
 def abi_text() -> str:

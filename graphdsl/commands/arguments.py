@@ -28,6 +28,7 @@ def parser(version: str) -> argparse.ArgumentParser:
 def _build(command: argparse.ArgumentParser) -> None:
     _file(command)
     _dtype(command)
+    _quantize(command)
     _passes(command)
     command.add_argument("--out", type=Path, metavar="DIR",
                          help="put sources, library and manifest.json here")
@@ -39,6 +40,7 @@ def _build(command: argparse.ArgumentParser) -> None:
 def _show(command: argparse.ArgumentParser) -> None:
     _file(command)
     _dtype(command)
+    _quantize(command)
     _passes(command)
     which = command.add_mutually_exclusive_group()
     which.add_argument("--after", metavar="PASS", help="the graph after this pass")
@@ -49,6 +51,7 @@ def _show(command: argparse.ArgumentParser) -> None:
 def _explain(command: argparse.ArgumentParser) -> None:
     _file(command)
     _dtype(command)
+    _quantize(command)
     _passes(command)
     command.add_argument("--rule", metavar="NAME", help="only this rule")
     command.add_argument("--format", choices=("text", "json"), default="text")
@@ -57,6 +60,7 @@ def _explain(command: argparse.ArgumentParser) -> None:
 def _run(command: argparse.ArgumentParser) -> None:
     _file(command)
     _dtype(command)
+    _quantize(command)
     _passes(command)
     _lengths(command)
     command.add_argument("--seed", type=natural, default=0, metavar="N")
@@ -65,6 +69,7 @@ def _run(command: argparse.ArgumentParser) -> None:
 def _bench(command: argparse.ArgumentParser) -> None:
     _file(command)
     _dtype(command)
+    _quantize(command)
     _passes(command)
     _lengths(command)
     command.add_argument("--seed", type=natural, default=0, metavar="N")
@@ -73,6 +78,12 @@ def _bench(command: argparse.ArgumentParser) -> None:
     command.add_argument("--seconds", type=positive_number, default=5.0, metavar="S",
                          help="time to spend on each implementation (default 5)")
     command.add_argument("--json", type=Path, metavar="PATH", help="write the figures here")
+    command.add_argument("--roofline", action="store_true",
+                         help="time every call, beside what this machine can do at most")
+    command.add_argument("--plot", type=Path, metavar="FILE.svg",
+                         help="with --roofline: draw it")
+    command.add_argument("--fresh", action="store_true",
+                         help="with --roofline: measure this machine again")
 
 
 def _generate(command: argparse.ArgumentParser) -> None:
@@ -85,6 +96,7 @@ def _generate(command: argparse.ArgumentParser) -> None:
                         help="a file with one prompt a line, run as one batch")
     _backend(command)
     _dtype(command)
+    _quantize(command)
     _passes(command)
     command.add_argument("--max-new-tokens", type=natural, default=128, metavar="N")
     command.add_argument("--greedy", action="store_true", help="always the most likely token")
@@ -133,6 +145,15 @@ def _backend(command: argparse.ArgumentParser) -> None:
 
 def _dtype(command: argparse.ArgumentParser) -> None:
     command.add_argument("--dtype", choices=DTYPES, help="default: f32, on ascend f16")
+
+
+def _quantize(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--quantize", metavar="FORMAT",
+                         help="weights of linears and embeddings: int8, int4, int4:128, "
+                              "int4:32+offset; with generate also file or none")
+    command.add_argument("--act", choices=("int8", *DTYPES),
+                         help="what quantised weights are multiplied with: the dtype (default), "
+                              "or rows rounded to int8")
 
 
 class _Passes(argparse.Action):

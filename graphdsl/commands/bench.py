@@ -5,17 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
-import platform
 import statistics
 import time
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
-from pathlib import Path
 from typing import Any
 
-from graphdsl.backend import Backend, find_backend
-from graphdsl.commands.session import Session, check_folder, say
+from graphdsl.backend import find_backend
+from graphdsl.commands import roofline
+from graphdsl.commands.figures import case_facts, check_file, machine_facts
+from graphdsl.commands.session import Session, say
 from graphdsl.commands.trial import Call, Trial, make_trial
 from graphdsl.errors import GraphError
 from graphdsl.lazy import torch, torch_dtype
@@ -30,9 +28,12 @@ FEWEST, MOST = 5, 1000
 def run(args: argparse.Namespace, session: Session) -> int:
     """Prints a line an implementation: median, least and most milliseconds a call. Every call is
     the same step, so that caches which shift move as many rows each time; what the first one finds
-    in them is what is compared."""
+    in them is what is compared. With --roofline it is the calls of the operator that are timed."""
+    if args.roofline:
+        return roofline.run(args, session)
+    _check_options(args)
     if args.json:
-        _check_json(args.json)
+        check_file("--json", args.json)
     trial = make_trial(args, session, padded=False)
     with trial.source.importing(), torch.inference_mode():
         calls: dict[str, Call] = {"graphdsl": trial.call}
@@ -50,18 +51,16 @@ def run(args: argparse.Namespace, session: Session) -> int:
         ratio = result["median_ms"] / results[0]["median_ms"]
         say(f"graphdsl is {ratio:.2f}x as fast as {result['impl']}")
     if args.json:
-        machine = _machine(find_backend(args.backend, args.soc), session)
-        report = {"machine": machine, "case": _case(trial, args), "results": results}
+        machine = machine_facts(find_backend(args.backend, args.soc), session)
+        report = {"machine": machine, "case": case_facts(trial, args), "results": results}
         args.json.write_text(json.dumps(report, indent=1) + "\n")
     return 0
 
 
-def _check_json(path: Path) -> None:
-    if path.is_dir():
-        raise GraphError(f"--json {path}: this is a folder", hint="give a file")
-    check_folder("--json", path.absolute().parent)
-    if not path.absolute().parent.is_dir():
-        raise GraphError(f"--json {path}: there is no folder {path.parent}")
+def _check_options(args: argparse.Namespace) -> None:
+    for option, given in (("--plot", args.plot), ("--fresh", args.fresh)):
+        if given:
+            raise GraphError(f"{option} is a part of --roofline", hint="add --roofline")
 
 
 def _peers(trial: Trial, args: argparse.Namespace) -> dict[str, Call]:
@@ -154,29 +153,3 @@ def _timed(call: Call, repeats: int) -> float:
 def _summary(name: str, milliseconds: list[float]) -> dict[str, Any]:
     return {"impl": name, "median_ms": statistics.median(milliseconds),
             "min_ms": min(milliseconds), "max_ms": max(milliseconds), "runs": len(milliseconds)}
-
-
-def _case(trial: Trial, args: argparse.Namespace) -> dict[str, Any]:
-    config: Any = trial.source.config
-    if is_dataclass(config):
-        config = {f.name: getattr(config, f.name) for f in fields(config)}
-    return {"file": trial.source.path.name, "name": trial.source.name,
-            "config": config if isinstance(config, dict) else str(config),
-            "backend": args.backend, "dtype": trial.options.dtype, "batch": args.batch,
-            "tokens": args.tokens, "past": args.past}
-
-
-def _machine(backend: Backend, session: Session) -> dict[str, Any]:
-    """What the figures depend on."""
-    capability = backend.probe(session.environment)
-    models = [line.partition(":")[2].strip()
-              for line in _lines(Path("/proc/cpuinfo")) if line.startswith("model name")]
-    return {"cpu": models[0] if models else platform.processor(), "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(), "features": list(capability.features),
-            "checks": {check.name: check.detail for check in capability.checks},
-            "system": platform.platform(), "python": platform.python_version(),
-            "torch": str(torch.__version__)}
-
-
-def _lines(path: Path) -> list[str]:
-    return path.read_text().splitlines() if path.is_file() else []

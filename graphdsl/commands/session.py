@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TextIO
 
@@ -14,6 +14,8 @@ from graphdsl.backend import find_backend
 from graphdsl.builder import BuildOptions, check_dtype
 from graphdsl.errors import GraphError
 from graphdsl.passes.pipeline import PIPELINE, configured
+from graphdsl.passes.quantise import check_quants, quantised
+from graphdsl.quant import asked
 from graphdsl.source import Source, load_source
 
 
@@ -66,11 +68,16 @@ class Session:
         backend = find_backend(args.backend, args.soc)
         check_dtype(args.dtype or backend.target.layer_dtype, backend)
         configured(PIPELINE, dict(args.passes), backend.target)
+        if args.quantize:
+            check_quants(backend.target)
         self.progress.begin("trace")
         source = load_source(args.file, dict(args.settings), args.dtype,
                              default=backend.target.layer_dtype)
         self.progress.clear()
-        return source
+        quant = asked(args.quantize, args.act, source.dtype)
+        if quant is None:
+            return source
+        return replace(source, graph=quantised(source.graph, lambda name, kind: quant))
 
 
 def check_folder(option: str, folder: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from graphdsl.backend import find_backend
+from graphdsl.backend import Backend, find_backend
 from graphdsl.builder import BuildOptions, build_graph
 from graphdsl.commands.session import Session
 from graphdsl.errors import GraphError
@@ -55,16 +55,18 @@ class Trial:
         return self.operator.check(self.inputs, [self.state[p.name] for p in self.operator.state])
 
 
-def make_trial(args: argparse.Namespace, session: Session, *, padded: bool) -> Trial:
-    """Builds FILE and draws tensors for the lengths that the arguments ask for; caches hold
-    `--past` random rows. Raises GraphError for a length that the file does not allow."""
+def make_trial(args: argparse.Namespace, session: Session, *, padded: bool,
+               backend: Backend | None = None) -> Trial:
+    """Builds FILE (with a form of the backend that the arguments name, if one is given) and draws
+    tensors for the lengths that they ask for; caches hold `--past` random rows. Raises GraphError
+    for a length that the file does not allow."""
     source = session.source(args)
     options = session.options(args, source.dtype)
     dims = {"batch": args.batch, "tokens": args.tokens, "slots": args.past + args.tokens}
     _check_bounds(source.graph, dims)
     session.progress.begin("build")
     with source.importing():
-        operator = Operator(build_graph(source.graph, options).path)
+        operator = Operator(build_graph(source.graph, options, backend).path)
         dims["slots"] = operator.whole_pages(dims["slots"])
         pads = find_backend(args.backend, args.soc).target.padded_policies
         policies = {p.layout.policy for p in operator.state if p.layout}

@@ -98,7 +98,7 @@ class _Engine:
                           found.values[0], len(found.nodes) + 1) from None
         values = tuple(made) if isinstance(made, tuple | list) else (made,)
         for old, new in zip(found.values, values, strict=True):
-            if old.type != new.type:
+            if old.type.plain != new.type.plain:
                 raise NoMatch(f"it would make {new.type} of {old.type}", old,
                               len(found.nodes) + 1)
         fresh = self.overlay.fresh(values)

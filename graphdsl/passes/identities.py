@@ -54,7 +54,7 @@ def _simpler(graph: Graph) -> dict[Value, Value]:
         found = rule(node, inputs) if rule else None
         if found is None and node.op.kind == "pointwise" and len(inputs) > 1:
             found = _broadcast(node, inputs)
-        if found is not None and tuple(v.type for v in found) == node.out_types:
+        if found is not None and tuple(v.type.plain for v in found) == node.out_types:
             new.update(zip(node.outputs, (new.get(v, v) for v in found), strict=True))
     return new
 

@@ -23,6 +23,7 @@ from graphdsl.passes.loops import FuseLoops
 from graphdsl.passes.memory import CheckMemory
 from graphdsl.passes.precision import CheckDtypes, KeepF32
 from graphdsl.passes.prologues import FusePrologues
+from graphdsl.passes.quantise import Quantise
 from graphdsl.passes.roll import Roll
 from graphdsl.passes.rotate import Rotate
 from graphdsl.passes.verify import Expected, problem_of
@@ -40,6 +41,7 @@ PIPELINE: tuple[Pass, ...] = (
     JoinExperts(),    # what it does to weights is folded next
     Hoist(),          # kernels only: the work of a turn is visible
     Fold(),           # merged weights and hoisted work on params become params
+    Quantise(),       # weights that are merged are one param now, with what it is made of
     KVLayout(),       # every state and its writers are in sight, bodies of Operations are few
     FuseAttention(),  # before the others: what follows heads moves in front of their merging
     FuseEpilogues(),  # before loops: a matmul has the first claim on what follows it
@@ -117,7 +119,8 @@ def _uncollected() -> Iterator[None]:
 def run_pass(each: Pass, lowered: Lowered, target: Target) -> Lowered:
     """`lowered` after one more pass, verified and reported."""
     start = time.perf_counter()
-    result = each.run(lowered.graph, target)
+    result = (each.run_with(lowered.graph, lowered.recipes, target) if isinstance(each, Quantise)
+              else each.run(lowered.graph, target))
     seconds = time.perf_counter() - start
     report = PassReport(each.name, seconds, count(lowered.graph), count(result.graph),
                         result.fired, result.missed)

@@ -79,8 +79,7 @@ def _body_problem(node: Node) -> str:
     assert body is not None
     if node.op is REPEAT:
         return _repeat_problem(node) or problem_of(body)
-    given = tuple(v.type for v in node.inputs)
-    if given != tuple(v.type for v in body.leaves):
+    if [v.type.plain for v in node.inputs] != [v.type.plain for v in body.leaves]:
         return f"the body of {node.name} takes other types than it is given"
     return (_type_problem(node, node.out_types, tuple(v.type for v in body.outputs))
             or ("" if node.op.is_operation else problem_of(body)))
@@ -95,7 +94,7 @@ def _repeat_problem(node: Node) -> str:
         return "a turn of the repeat returns other types than it takes"
     for state, params in zip(operands.state, operands.params, strict=True):
         given = (*operands.carried, *operands.invariant, *state, *params)
-        if [v.type for v in given] != [v.type for v in body.leaves]:
+        if [v.type.plain for v in given] != [v.type.plain for v in body.leaves]:
             return "the body of the repeat takes other types than it is given"
     return ""
 

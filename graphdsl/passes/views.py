@@ -105,7 +105,7 @@ class Undone(LocalRule):
 
     def rewritten(self, site: Site) -> Sequence[Value]:
         found = SIMPLER[site.node.op](site.node, site.inputs)
-        if found is None or tuple(v.type for v in found) != site.node.out_types:
+        if found is None or tuple(v.type.plain for v in found) != site.node.out_types:
             raise NoMatch("there is nothing to undo")
         return found
 

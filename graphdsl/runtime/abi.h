@@ -30,8 +30,20 @@ int gdsl_plan_create(void* const* pointers, const int64_t* dims, int threads, vo
 int gdsl_plan_rebind(gdsl_plan* plan, int index, void* pointer);
 int gdsl_step(gdsl_plan* plan, void* stream);
 int gdsl_plan_destroy(gdsl_plan* plan);
+/* Only in builds that measure: the number of calls, and of each in the last step its nanoseconds,
+ * its turns, and the nanoseconds at the barrier before it. */
+int64_t gdsl_times(gdsl_plan* plan, const int64_t** times);
 
-/* Weights in the format that the kernels read; index counts the params of the manifest. */
+/* A quantised weight [n, k]: int8 values, and f32 scales and offsets [n, k / group] (one a row where
+ * the group is 0); offsets are null in a format without. */
+typedef struct gdsl_quantised {
+  const int8_t* values;
+  const float* scales;
+  const float* offsets;
+} gdsl_quantised;
+
+/* Weights in the format that the kernels read; index counts the params of the manifest. The source
+ * of a param that is quantised there is a gdsl_quantised in that format, else the tensor. */
 int64_t gdsl_packed_bytes(int param);
 int gdsl_pack(int param, const void* source, void* target);
 

@@ -38,6 +38,7 @@ class Library {
     plan_destroy = symbol<decltype(&gdsl_plan_destroy)>("gdsl_plan_destroy");
     packed_bytes = symbol<decltype(&gdsl_packed_bytes)>("gdsl_packed_bytes");
     pack = symbol<decltype(&gdsl_pack)>("gdsl_pack");
+    times = reinterpret_cast<decltype(&gdsl_times)>(dlsym(handle_, "gdsl_times"));
   }
   // A library stays loaded: its OpenMP threads may outlive the last plan.
   Library(const Library&) = delete;
@@ -57,6 +58,7 @@ class Library {
   decltype(&gdsl_plan_destroy) plan_destroy;
   decltype(&gdsl_packed_bytes) packed_bytes;
   decltype(&gdsl_pack) pack;
+  decltype(&gdsl_times) times;  // null but for builds that measure
 
  private:
   template <class Function>
@@ -108,6 +110,8 @@ struct Pages {
 };
 using PagesTuple = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t,
                               std::int64_t, std::int64_t>;
+
+using CallTime = std::tuple<std::int64_t, std::int64_t, std::int64_t>;
 
 // The pointer table holds `given` inputs and states, then params, then results.
 class Plan {
@@ -165,6 +169,18 @@ class Plan {
     return true;
   }
 
+  // Nanoseconds, turns and nanoseconds of waiting of every call in the last step.
+  std::vector<CallTime> times() const {
+    if (!library_->times) throw std::logic_error("this build does not measure its calls");
+    const std::int64_t* found = nullptr;
+    const auto count = library_->times(plan_, &found);
+    std::vector<CallTime> all;
+    for (std::int64_t i = 0; i < count; ++i, found += 3) {
+      all.emplace_back(found[0], found[1], found[2]);
+    }
+    return all;
+  }
+
  private:
   static bool in_range(const Range& range, const std::int32_t* numbers) {
     for (std::int64_t i = 0; i < range.count; ++i) {
@@ -203,11 +219,21 @@ PYBIND11_MODULE(_native, m) {
       .def("pack", [](const Library& l, int param, std::uintptr_t source, std::uintptr_t target) {
         const py::gil_scoped_release release;
         l.check(l.pack(param, pointer(source), pointer(target)));
-      });
+      })
+      .def("pack_quantised",
+           [](const Library& l, int param, std::uintptr_t values, std::uintptr_t scales,
+              std::uintptr_t offsets, std::uintptr_t target) {
+             const py::gil_scoped_release release;
+             const gdsl_quantised source{static_cast<const std::int8_t*>(pointer(values)),
+                                         static_cast<const float*>(pointer(scales)),
+                                         static_cast<const float*>(pointer(offsets))};
+             l.check(l.pack(param, &source, pointer(target)));
+           });
   py::class_<Plan>(m, "Plan")
       .def(py::init<std::shared_ptr<Library>, const std::vector<std::int64_t>&, int,
                     std::uintptr_t, std::size_t, std::size_t, std::size_t,
                     const std::vector<RangeTuple>&, const std::vector<PagesTuple>&>())
       .def("bind", &Plan::bind)
-      .def("step", &Plan::step);
+      .def("step", &Plan::step)
+      .def("times", &Plan::times);
 }

@@ -29,6 +29,7 @@ from graphdsl.runtime.weights import Checked, WeightFormat
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from graphdsl.quant import Quantised
     from graphdsl.runtime._native import Plan
 
 PLANS_A_THREAD = 8
@@ -37,6 +38,8 @@ PLANS_A_THREAD = 8
 _PROCESS = os.getpid()
 """Where this module was loaded: in any other process OpenMP's threads were lost in a fork."""
 
+Weights = Mapping[str, "Tensor | Quantised"]
+"""Weights by name, as a state dict has them; some may be quantised."""
 State = dict[str, "Tensor"]
 """KV caches by name, as the layouts of the manifest have them in memory, changed in place by a
 call, and for paged ones the block table, which is the caller's own."""
@@ -91,14 +94,14 @@ class Operator:
         """Copied and pickled as the folder of its build and its packed weights."""
         return _reopened, (self.path.resolve(), self._weights and self._weights[0])
 
-    def bind(self, state_dict: Mapping[str, Tensor]) -> Operator:
+    def bind(self, state_dict: Weights) -> Operator:
         """Takes the weights: folds, converts and packs copies of them.
 
         Raises GraphError for a weight that is missing, unknown, or of another shape or kind.
         """
         return self.bind_packed(self.pack_weights(state_dict))
 
-    def with_weights(self, state_dict: Mapping[str, Tensor]) -> Operator:
+    def with_weights(self, state_dict: Weights) -> Operator:
         """Another operator of the same build with weights of its own: a thread's plans and its
         workspace are shared. Raises GraphError as `bind` does."""
         return self.with_packed(self.pack_weights(state_dict))
@@ -114,9 +117,14 @@ class Operator:
         self._weights = weights, self._format.check(weights)
         return self
 
-    def pack_weights(self, state_dict: Mapping[str, Tensor]) -> list[Tensor]:
+    def pack_weights(self, state_dict: Weights) -> list[Tensor]:
         """The params of the library, in its order and format. Raises GraphError as `bind` does."""
         return self._format.pack(state_dict)
+
+    def dequantised(self, state_dict: Weights) -> dict[str, Tensor]:
+        """The weights that a build computes with: f32 of what it holds quantised, the others as
+        they are. Raises GraphError as `bind` does."""
+        return self._format.dequantised(state_dict)
 
     @property
     def weights(self) -> list[Tensor]:
@@ -288,6 +296,11 @@ class Operator:
         if len(plans) > PLANS_A_THREAD:
             plans.popitem(last=False)
         return bound
+
+    def call_times(self) -> list[tuple[int, int, int]]:
+        """Of every call of the plan in this thread's last step: its nanoseconds, how often it ran,
+        and the nanoseconds that thread 0 waited before it. Only of builds that measure."""
+        return next(reversed(self._plans.plans.values())).plan.times()
 
     def workspace_bytes(self, dims: Mapping[str, int]) -> tuple[int, int]:
         """Bytes of workspace that a call of these dims needs on torch's threads, and the least

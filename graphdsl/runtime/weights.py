@@ -11,7 +11,8 @@ from graphdsl.errors import GraphError
 from graphdsl.ir import FLOATS
 from graphdsl.lazy import torch, torch_dtype
 from graphdsl.manifest import Json
-from graphdsl.recipes import recipe_inputs, run_recipe
+from graphdsl.quant import Quant, Quantised, round_to_nearest
+from graphdsl.recipes import recipe_inputs, run_quantised, run_recipe, transposed_inputs
 from graphdsl.runtime.ports import listed
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class WeightFormat:
     manifest: Json
     library: Library
 
-    def pack(self, state_dict: Mapping[str, Tensor]) -> list[Tensor]:
+    def pack(self, state_dict: Mapping[str, Tensor | Quantised]) -> list[Tensor]:
         """The params of the library, in its order and format: folded, converted, copied.
 
         Every weight is read from `state_dict` when it is needed and not kept. Raises GraphError for
@@ -54,16 +55,71 @@ class WeightFormat:
         packed = []
         for index, param in enumerate(self.manifest["params"]):
             recipe = param.get("recipe")
-            names = sorted(recipe_inputs(recipe)) if recipe else [param["name"]]
-            taken = {n: self._weight(declared[n], state_dict[n]) for n in names}
+            names = _sources(param)
             read.update(names)
-            tensor = run_recipe(recipe, taken) if recipe else taken[param["name"]]
+            taken = {n: self._weight(declared[n], state_dict[n]) for n in names}
+            if "quant" in param:
+                packed.append(self._packed_quantised(index, self._quantised(param, taken)))
+                continue
+            tensors = {n: self._floating(n, weight) for n, weight in taken.items()}
+            tensor = run_recipe(recipe, tensors) if recipe else tensors[param["name"]]
             packed.append(self._packed(index, param, tensor.detach()))
         for name in declared.keys() - read:
             self._weight(declared[name], state_dict[name])
         return packed
 
-    def _check_names(self, declared: Mapping[str, Json], found: Mapping[str, Tensor]) -> None:
+    def dequantised(self, weights: Mapping[str, Tensor | Quantised]) -> dict[str, Tensor]:
+        """The weights that the library computes with: those that it has quantised as the f32
+        numbers that they stand for, the others as they are."""
+        declared = {w["name"]: w for w in self.manifest["weights"]}
+        found: dict[str, Tensor | Quantised] = dict(weights)
+        for param in self.manifest["params"]:
+            quant, recipe = read_quant(param), param.get("recipe")
+            turned = transposed_inputs(recipe) if recipe else set()
+            for name in _sources(param) if quant else ():
+                weight = self._weight(declared[name], weights[name])
+                assert quant is not None
+                if isinstance(weight, Quantised):
+                    found[name] = weight.dequantised()
+                elif name in turned:
+                    found[name] = round_to_nearest(weight.t(), quant).dequantised().t()
+                else:
+                    found[name] = round_to_nearest(weight, quant).dequantised()
+        return {name: self._floating(name, weight) for name, weight in found.items()}
+
+    def _quantised(self, param: Json, taken: Mapping[str, Tensor | Quantised]) -> Quantised:
+        """A param in its format: what is quantised is taken as it is, the rest is rounded."""
+        quant, recipe = read_quant(param), param.get("recipe")
+        assert quant is not None
+        tensors = {n: w for n, w in taken.items() if not isinstance(w, Quantised)}
+        if len(tensors) == len(taken):
+            tensor = run_recipe(recipe, tensors) if recipe else tensors[param["name"]]
+            return self._rounded(", ".join(taken), tensor, quant)
+        given = {n: w if isinstance(w, Quantised) else self._rounded(n, w, quant)
+                 for n, w in taken.items()}
+        for name, weight in given.items():
+            if not quant.holds(weight.quant):
+                raise GraphError(f"{self.owner}: weight {name} is {weight.quant}, which a build "
+                                 f"for {quant} does not hold", hint="build for the format that "
+                                 "the weights have, or give weight.dequantised()")
+        made = run_quantised(recipe, given) if recipe else given[param["name"]]
+        return made.held_in(quant)
+
+    def _rounded(self, names: str, tensor: Tensor, quant: Quant) -> Quantised:
+        if not bool(torch.isfinite(tensor).all()):
+            raise GraphError(f"{self.owner}: weight {names} has numbers that are not finite, so it "
+                             "cannot be quantised", hint="the weights may be damaged")
+        return round_to_nearest(tensor, quant)
+
+    def _floating(self, name: str, weight: Tensor | Quantised) -> Tensor:
+        if isinstance(weight, Quantised):
+            raise GraphError(f"{self.owner}: weight {name} is quantised ({weight.quant}), wanted a "
+                             "torch.Tensor: the build has it in its dtype",
+                             hint="weight.dequantised(), or a build with quantize=")
+        return weight
+
+    def _check_names(self, declared: Mapping[str, Json],
+                     found: Mapping[str, Tensor | Quantised]) -> None:
         missing = sorted(declared.keys() - found.keys())
         extra = sorted(found.keys() - declared.keys())
         if missing or extra:
@@ -72,9 +128,14 @@ class WeightFormat:
             raise GraphError(f"{self.owner}: {what}" + (f", and {more} more" if more else ""),
                              hint=f"weights: {listed(declared)}")
 
-    def _weight(self, declared: Json, found: Tensor) -> Tensor:
-        """A weight of a state dict in the dtype that the layer declares."""
+    def _weight(self, declared: Json, found: Tensor | Quantised) -> Tensor | Quantised:
+        """A weight of a state dict in the dtype that the layer declares; one that is quantised in
+        the library as it is, for nothing is gained by rounding it twice."""
         label = f"{self.owner}: weight {declared['name']}"
+        if isinstance(found, Quantised):
+            if list(found.shape) != declared["shape"]:
+                raise GraphError(f"{label} is {list(found.shape)}, wanted {declared['shape']}")
+            return found
         if not isinstance(found, torch.Tensor):
             raise GraphError(f"{label} is a {type(found).__name__}, wanted a torch.Tensor")
         if found.device.type != "cpu":
@@ -84,10 +145,11 @@ class WeightFormat:
             raise GraphError(f"{label} is {list(found.shape)}, wanted {declared['shape']}")
         if declared["dtype"] in FLOATS and not found.is_floating_point():
             raise GraphError(f"{label} is {found.dtype}, wanted a floating dtype",
-                             hint="quantised weights are not read here")
+                             hint="graphdsl.quant.Quantised holds quantised weights")
         if declared["dtype"] not in FLOATS and found.dtype != torch_dtype(declared["dtype"]):
             raise GraphError(f"{label} is {found.dtype}, wanted {torch_dtype(declared['dtype'])}")
-        return found.detach().to(torch_dtype(declared["dtype"]))
+        plain = found.detach()
+        return plain if "quant" in declared else plain.to(torch_dtype(declared["dtype"]))
 
     def _packed(self, index: int, param: Json, tensor: Tensor) -> Tensor:
         dtype = torch_dtype(param["dtype"])
@@ -96,6 +158,15 @@ class WeightFormat:
         source = tensor.to(dtype).contiguous()
         target = torch.empty(self.library.packed_bytes(index), dtype=torch.uint8)
         self.library.pack(index, source.data_ptr(), target.data_ptr())
+        return target
+
+    def _packed_quantised(self, index: int, weight: Quantised) -> Tensor:
+        values, scales = weight.values.contiguous(), weight.scales.contiguous()
+        offsets = None if weight.offsets is None else weight.offsets.contiguous()
+        target = torch.empty(self.library.packed_bytes(index), dtype=torch.uint8)
+        self.library.pack_quantised(index, values.data_ptr(), scales.data_ptr(),
+                                    0 if offsets is None else offsets.data_ptr(),
+                                    target.data_ptr())
         return target
 
     def check(self, weights: Sequence[Tensor]) -> Checked:
@@ -124,4 +195,15 @@ class WeightFormat:
                 yield param["name"], torch_dtype(param["dtype"]), param["shape"]
 
 
-__all__ = ["Checked", "WeightFormat"]
+def read_quant(param: Json) -> Quant | None:
+    """The format in an entry of the manifest."""
+    return Quant(**param["quant"]) if "quant" in param else None
+
+
+def _sources(param: Json) -> list[str]:
+    """The weights that a param is made of."""
+    recipe = param.get("recipe")
+    return sorted(recipe_inputs(recipe)) if recipe else [param["name"]]
+
+
+__all__ = ["Checked", "WeightFormat", "read_quant"]

@@ -79,18 +79,17 @@ def register_torch_class(operator: Operator, name: str | None = None) -> str:
 
 def load_model(path: str | Path, backend: str = "cpu", dtype: str = "bf16",
                quantize: str | None = None, passes: Passes | None = None,
-               soc: str = "") -> LanguageModel:
+               soc: str = "", act: str | None = None) -> LanguageModel:
     """A Hugging Face folder, a GGUF file or a packaged model ("smollm2"), built as one operator.
 
-    `passes` and `soc` are as for `build`. Raises GraphError for what is not a model or an option,
-    ToolError when fetching or compiling fails.
+    `passes`, `soc` and `act` are as for `build`; `quantize` too, and may be "file" (what the file
+    has quantised stays so: the default where the backend has quantised weights) or "none". Raises
+    GraphError for what is not a model or an option, ToolError when fetching or compiling fails.
     """
     from graphdsl.hf.model import open_model
 
-    if quantize is not None:
-        raise GraphError(f"quantize={quantize!r}: the {backend} backend has no quantised weights",
-                         hint="leave it out; quantised files are dequantised when they are loaded")
-    return open_model(path, _options(backend, dtype, None, passes, soc))
+    return open_model(path, _options(backend, dtype, None, passes, soc), quantize=quantize,
+                      act=act)
 
 
 def replace_layers(model: Any, backend: str = "cpu", reserve: int = 1024) -> Replaced:

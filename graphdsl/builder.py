@@ -15,9 +15,10 @@ from pathlib import Path
 from graphdsl.backend import Backend, find_backend
 from graphdsl.errors import GraphError
 from graphdsl.ir import Graph
-from graphdsl.manifest import Identity, manifest_of, manifest_text
+from graphdsl.manifest import Identity, manifest_of, manifest_text, quantised_sources
 from graphdsl.passes.pipeline import Lowered, run_pipeline
 from graphdsl.passes.precision import CheckDtypes, live_kernels
+from graphdsl.passes.quantise import Quantise
 from graphdsl.plan import Plan
 from graphdsl.staging import publish, staging, sweep
 
@@ -139,6 +140,8 @@ def build_graph(graph: Graph, options: BuildOptions, backend: Backend | None = N
     options.progress("passes", f"{len(graph.nodes)} nodes -> {len(lowered.graph.nodes)}, "
                                f"{fired} rewrites")
     plan, rendered = render(graph, lowered, options, backend)
+    if any(p.type.quant for p in graph.params):
+        options.progress("quantise", _quantise_summary(graph, plan, lowered))
     for stage, text in backend.summary(plan):
         options.progress(stage, text)
     if options.emit_only:
@@ -155,6 +158,16 @@ def build_graph(graph: Graph, options: BuildOptions, backend: Backend | None = N
             publish(staged, options.out)
         target = options.out
     return Built(graph.name, target, time.perf_counter() - start, cached)
+
+
+def _quantise_summary(graph: Graph, plan: Plan, lowered: Lowered) -> str:
+    """How many of the weights that are asked to be quantised are, how, and why others are not."""
+    asked = sum(p.type.quant is not None for p in graph.params)
+    formats = sorted({str(p.value.type.quant) for p in plan.ports if p.value.type.quant})
+    reasons = [f"; {m.reason}" for report in lowered.report if report.name == Quantise.name
+               for m in report.missed]
+    return (f"{len(quantised_sources(plan))} of {asked} weights: {', '.join(formats) or 'none'}"
+            f"{''.join(reasons)}")
 
 
 def _check_out(out: Path | None) -> None:

@@ -55,7 +55,7 @@ def manifest_of(plan: Plan, source: Graph, identity: Identity) -> Json:
         by_kind.setdefault(port.kind, []).append(port)
     bounds, pages = input_bounds(plan.graph), paged_reads(plan.graph)
     bounds |= {read.table: [(-1, BLOCKS)] for read in pages}
-    quants = _quantised_sources(plan)
+    quants = quantised_sources(plan)
     return {
         "format": FORMAT,
         "name": source.name,
@@ -76,7 +76,7 @@ def manifest_of(plan: Plan, source: Graph, identity: Identity) -> Json:
     }
 
 
-def _quantised_sources(plan: Plan) -> set[str]:
+def quantised_sources(plan: Plan) -> set[str]:
     """The weights of which quantised params are made."""
     return {name for p in plan.ports if p.kind == "param" and p.value.type.quant
             for name in source_names(plan.recipes.get(p.name), p.name)}
@@ -155,4 +155,4 @@ def manifest_text(manifest: Json) -> str:
 
 
 __all__ = ["FORMAT", "Identity", "input_bounds", "manifest_of", "manifest_text",
-           "size_json", "type_json"]
+           "quantised_sources", "size_json", "type_json"]

@@ -29,7 +29,7 @@ OWN, NONE = "file", "none"
 """Instead of a format: that of the model's file, or the layer's dtype whatever the file has."""
 _TEXT = re.compile(r"int([48])(?::(\d+))?(\+offset)?(?:/(f16|f32))?(\*int8)?")
 _LARGEST_F16 = 65504.0
-_AT_ONCE = 1 << 22
+_AT_ONCE = 1 << 19
 
 
 @dataclass(frozen=True)
@@ -217,21 +217,27 @@ def _rounded(weight: Tensor, quant: Quant) -> tuple[Tensor, Tensor, Tensor | Non
     low, high = x.amin(-1), x.amax(-1)
     if not bool((torch.isfinite(low) & torch.isfinite(high)).all()):
         raise GraphError("a weight with numbers that are not finite cannot be quantised")
+    offsets = None
     if quant.offset:
-        steps = quant.highest - quant.lowest
-        scales = _stored((high - low) / steps, quant)
+        scales = _stored((high - low) / (quant.highest - quant.lowest), quant)
         offsets = _stored(low - scales * quant.lowest, quant)
-        return _values(x, scales, offsets, quant).reshape(n, k), scales, offsets
-    # The largest number is either quant.highest steps from 0, or, on the side that has one step
-    # more, one further: then the steps are smaller. In 8 bits the difference is lost in rounding.
+        values = _values(x - offsets[:, :, None], scales, quant)
+    elif quant.bits == 8:
+        scales = _stored(torch.maximum(high, -low) / quant.highest, quant)
+        values = _values(x, scales, quant)
+    else:
+        values, scales = _better(x, low, high, quant)
+    return values.to(torch.int8).reshape(n, k), scales, offsets
+
+
+def _better(x: Tensor, low: Tensor, high: Tensor, quant: Quant) -> tuple[Tensor, Tensor]:
+    """Steps of x, and scales: the largest number is either quant.highest steps from 0 or, on the
+    side that has one step more, one further, with smaller steps."""
     even = _stored(torch.maximum(high, -low) / quant.highest, quant)
-    if quant.bits == 8:
-        return _values(x, even, None, quant).reshape(n, k), even, None
     far = _stored(torch.where(high > -low, high, low) / quant.lowest, quant)
-    near, wide = _values(x, even, None, quant), _values(x, far, None, quant)
+    near, wide = _values(x, even, quant), _values(x, far, quant)
     better = _error(x, wide, far) < _error(x, near, even)
-    values = torch.where(better[:, :, None], wide, near)
-    return values.reshape(n, k), torch.where(better, far, even), None
+    return torch.where(better[:, :, None], wide, near), torch.where(better, far, even)
 
 
 def _stored(numbers: Tensor, quant: Quant) -> Tensor:
@@ -241,10 +247,10 @@ def _stored(numbers: Tensor, quant: Quant) -> Tensor:
     return numbers.clamp(-_LARGEST_F16, _LARGEST_F16).half().float()
 
 
-def _values(x: Tensor, scales: Tensor, offsets: Tensor | None, quant: Quant) -> Tensor:
+def _values(x: Tensor, scales: Tensor, quant: Quant) -> Tensor:
+    """The whole numbers of steps nearest to x, in f32."""
     inverse = torch.where(scales == 0, 0.0, 1 / scales)[:, :, None]
-    steps = (x if offsets is None else x - offsets[:, :, None]) * inverse
-    return steps.round_().clamp_(quant.lowest, quant.highest).to(torch.int8)
+    return (x * inverse).round_().clamp_(quant.lowest, quant.highest)
 
 
 def _error(x: Tensor, values: Tensor, scales: Tensor) -> Tensor:

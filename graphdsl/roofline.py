@@ -36,7 +36,9 @@ class Limits:
 
     def with_larger(self, other: Limits) -> Limits:
         """The larger of each."""
-        return Limits(*(max(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)))
+        read, f32, bf16, int8 = (max(getattr(self, f.name), getattr(other, f.name))
+                                 for f in fields(self))
+        return Limits(read, f32, max(bf16, f32), max(int8, bf16, f32))
 
     def bound(self, memory: int, operations: int, kind: str) -> tuple[float, str]:
         """The least seconds for so many bytes of memory and so many operations on `kind`, and

@@ -97,7 +97,11 @@ def _roofs(axes: Axes, limits: Limits) -> Iterator[str]:
     start, highest = 10.0 ** axes.left, max(_peaks(limits).values())
     start = max(start, 10.0 ** axes.low / limits.read)
     points = [(start, start * limits.read), (highest / limits.read, highest)]
-    yield _roof(axes, points, "#444", f"read {limits.read / 1e9:.1f} GB/s")
+    label = f"read {limits.read / 1e9:.1f} GB/s"
+    yield _roof(axes, points, "#444", label)
+    x = math.sqrt(points[0][0] * points[1][0])
+    yield (f'<text x="{axes.x(x) - 8:.1f}" y="{axes.y(x * limits.read) - 8:.1f}" '
+           f'text-anchor="end" fill="#444">{label}</text>')
     labels: dict[float, list[str]] = {}
     for name, peak in _peaks(limits).items():
         labels.setdefault(peak, []).append(name)

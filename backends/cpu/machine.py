@@ -120,7 +120,8 @@ def _limits(loops: ctypes.CDLL, threads: int) -> Limits:
     read = max(rate(reading(streams), SECONDS / len(STREAMS)) for streams in STREAMS)
     f32, bf16, int8 = (rate(computing(name), SECONDS)
                        for name in ("gdsl_f32", "gdsl_bf16", "gdsl_int8"))
-    return Limits(read, f32, max(bf16, f32), max(int8, bf16, f32))
+    measured = Limits(read, f32, bf16, int8)
+    return measured.with_larger(measured)
 
 
 __all__ = ["cache_bytes", "cpu_name", "find_machine"]

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from graphdsl.backend import find_backend
-from graphdsl.commands import roofline
 from graphdsl.commands.figures import case_facts, check_file, machine_facts
+from graphdsl.commands.roofline import measure_calls
 from graphdsl.commands.session import Session, say
 from graphdsl.commands.trial import Call, Trial, make_trial
 from graphdsl.errors import GraphError
@@ -30,7 +30,7 @@ def run(args: argparse.Namespace, session: Session) -> int:
     the same step, so that caches which shift move as many rows each time; what the first one finds
     in them is what is compared. With --roofline it is the calls of the operator that are timed."""
     if args.roofline:
-        return roofline.run(args, session)
+        return measure_calls(args, session)
     _check_options(args)
     if args.json:
         check_file("--json", args.json)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from graphdsl.hf.stream import TextStream
 from graphdsl.hf.tokenizer import encode_prompt
 from graphdsl.lazy import torch
 from graphdsl.passes.pipeline import PIPELINE, configured
+from graphdsl.quant import Quant
 
 if TYPE_CHECKING:
     from graphdsl.hf.model import LanguageModel
@@ -44,8 +46,11 @@ def run(args: argparse.Namespace, session: Session) -> int:
         prompts = [list(args.prompt_ids)]
     sampling = Sampling(**_choices(args), eos=model.checkpoint.settings.eos)
     session.progress.begin("build")
-    _ = model.operator  # built before the clock of the first step runs
+    weights = model.operator.manifest["weights"]  # built before the clock of the first step runs
     session.progress.clear()
+    formats = Counter(str(Quant(**w["quant"])) for w in weights if "quant" in w)
+    if formats:
+        session.progress.done("weights", ", ".join(f"{n} {quant}" for quant, n in formats.items()))
     generator = None if args.seed is None else torch.Generator().manual_seed(args.seed)
     steps = generate(model, prompts, sampling, generator=generator, tokenizer=tokenizer)
     if has_text and len(prompts) == 1:
@@ -87,7 +92,7 @@ def _open(args: argparse.Namespace, session: Session) -> LanguageModel:
 
     session.progress.begin("model")
     options = session.options(args, args.dtype or DTYPE)
-    model = open_model(_name(args.model), options)
+    model = open_model(_name(args.model), options, quantize=args.quantize, act=args.act)
     session.progress.done("model", f"{model.checkpoint.path.name}, "
                                    f"{model.checkpoint.settings.layers} layers, {options.dtype}")
     return model

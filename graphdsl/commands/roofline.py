@@ -32,6 +32,8 @@ MOST_COPIES, FEWEST, MOST = 256, 5, 100_000
 """Copies of what a step reads, and steps that are timed."""
 SIZES, SLOWEST = (512, 1024, 2048), 0.1
 """Square matrices that torch multiplies; none larger than one that takes so many seconds."""
+NANOSECOND = 1e-6
+"""In milliseconds: the least that the clock tells from nothing."""
 ABOVE = 1.1
 """Shares above this say that the machine was busy when its limits were measured."""
 TORCH_SECONDS = 0.1
@@ -61,7 +63,7 @@ class Copy:
         self.operator(*self.inputs, state=self.state)
 
 
-def run(args: argparse.Namespace, session: Session) -> int:
+def measure_calls(args: argparse.Namespace, session: Session) -> int:
     """Prints, for every call, its bytes, operations, time and share of its limit, then the whole
     step. Weights, inputs and caches are read from memory, not from the processor's caches."""
     backend = _checked(args)
@@ -90,8 +92,8 @@ def run(args: argparse.Namespace, session: Session) -> int:
     if args.json:
         args.json.write_text(json.dumps(report, indent=1) + "\n")
     if args.plot:
-        title = f"{trial.source.name}, {trial.options.dtype}, {args.tokens} tokens behind " \
-                f"{args.past}: {machine.cpu}, {_threads(threads)}"
+        title = (f"{trial.source.name}, {trial.options.dtype}, batch {args.batch}, tokens "
+                 f"{args.tokens}, past {args.past}: {machine.cpu}, {_threads(threads)}")
         args.plot.write_text(drawing(title, limits, calls))
     return 0
 
@@ -208,7 +210,8 @@ def call_figures(taken: Taken, limits: Limits, *, cached: bool) -> Json:
             "origin": list(node.origin), "turns": turns, "bytes": cost.moved * turns,
             "memory_bytes": memory * turns, "operations": cost.operations * turns,
             "kind": cost.kind, "ms": taken.ms, "waited_ms": taken.waited_ms,
-            "limit_ms": least * 1e3, "bound": bound, "share": least * 1e3 / taken.ms}
+            "limit_ms": least * 1e3, "bound": bound,
+            "share": least * 1e3 / max(taken.ms, NANOSECOND)}
 
 
 def step_figures(calls: Sequence[Json], steps: Sequence[float]) -> Json:

@@ -10,17 +10,25 @@ from typing import Protocol
 from graphdsl.errors import GraphError
 from graphdsl.hf.config import read_config
 from graphdsl.hf.family import Settings
+from graphdsl.hf.fields import Fields, read_json
 from graphdsl.hf.gguf_weights import open_gguf
+from graphdsl.hf.packed_weights import PackedWeights, read_packing
 from graphdsl.hf.safetensors_weights import PICKLES, open_safetensors, refuse_pickle
 from graphdsl.lazy import torch
+from graphdsl.quant import Quant, Quantised
 
 
 class WeightSource(Protocol):
-    """A file format: the shapes it holds, and reading one weight of them."""
+    """A file format: the shapes it holds, and reading one weight of them, in floats or, where it
+    has a format, quantised."""
 
     def shapes(self) -> dict[str, tuple[int, ...]]: ...
 
     def read(self, name: str) -> torch.Tensor: ...
+
+    def quant(self, name: str) -> Quant | None: ...
+
+    def read_quantised(self, name: str) -> Quantised: ...
 
 
 @dataclass(frozen=True)
@@ -62,6 +70,17 @@ class Checkpoint:
             stacked[index] = self.tensor(part)
         return stacked
 
+    def quant(self, name: str) -> Quant | None:
+        """The format in which the file has the Model's param of this name; None for floats."""
+        stored = self.settings.family.names[name]
+        return self.source.quant(stored) if isinstance(stored, str) else None
+
+    def quantised(self, name: str) -> Quantised:
+        """The Model's param of this name as the file has it; it has to have a format."""
+        stored = self.settings.family.names[name]
+        assert isinstance(stored, str), name
+        return self.source.read_quantised(stored)
+
 
 def open_checkpoint(path: Path) -> Checkpoint:
     """Opens a Hugging Face folder (config.json, safetensors in one file or sharded) or a GGUF file.
@@ -88,7 +107,9 @@ def _open_folder(folder: Path) -> Checkpoint:
         hint = f"name the file itself: {folder / inside[0]}" if inside else ""
         raise GraphError(f"{folder}: not a model's folder: it has no config.json", hint=hint)
     settings = read_config(folder)
-    weights = open_safetensors(folder)
+    packing = read_packing(Fields(folder / "config.json", read_json(folder / "config.json")))
+    files = open_safetensors(folder)
+    weights = PackedWeights(files, packing) if packing else files
     found = weights.shapes()
     settings = replace(settings, family=settings.family.fitting(found))
     shapes = _checked(folder, settings, found)

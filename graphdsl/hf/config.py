@@ -8,6 +8,7 @@ from graphdsl.errors import GraphError
 from graphdsl.hf.families import HINTS, READERS
 from graphdsl.hf.family import Family, Settings, settings_of
 from graphdsl.hf.fields import Fields, read_json
+from graphdsl.hf.packed_weights import CONFIG
 
 DTYPES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 
@@ -20,7 +21,7 @@ def read_config(folder: Path) -> Settings:
     that would change the maths and are not supported.
     """
     fields = Fields(folder / "config.json", read_json(folder / "config.json"))
-    family = read_family(fields)
+    family = _family(fields)
     bos = fields.integer("bos_token_id") if fields.has("bos_token_id") else None
     eos = _end_of_text(folder, fields, family.eos)
     return settings_of(str(fields.path), family, bos, eos, _dtype(fields))
@@ -29,23 +30,20 @@ def read_config(folder: Path) -> Settings:
 def read_family(fields: Fields) -> Family:
     """The family of what config.json holds. Raises GraphError for an unknown architecture, and for
     features that would change the maths and are not supported."""
+    if fields.has(CONFIG):
+        method = fields.mapping(CONFIG).text("quant_method", "unknown")
+        raise GraphError(f"{fields.path}: the weights are quantised ({method}); wanted: f32, bf16 "
+                         "or f16 weights", hint="load_model reads GPTQ, AWQ and GGUF files")
+    return _family(fields)
+
+
+def _family(fields: Fields) -> Family:
     kind = fields.text("model_type")
     if kind not in READERS:
         known = ", ".join(READERS)
         raise GraphError(f"{fields.path}: model_type is {kind!r}; supported: {known}",
                          hint=HINTS.get(kind, ""))
-    _refuse_quantised(fields)
     return READERS[kind](fields)
-
-
-def _refuse_quantised(fields: Fields) -> None:
-    if fields.has("quantization_config"):
-        method = fields.mapping("quantization_config").values.get("quant_method", "unknown")
-        raise GraphError(
-            f"{fields.path}: the weights are quantised ({method}); wanted: f32, bf16 or f16"
-            " weights",
-            hint="use the unquantised model; a Llama also comes as a GGUF file",
-        )
 
 
 def _end_of_text(folder: Path, fields: Fields, default: tuple[int, ...]) -> tuple[int, ...]:

@@ -13,11 +13,13 @@ import numpy as np
 from graphdsl.errors import GraphError
 from graphdsl.hf.extras import need
 from graphdsl.hf.family import Settings, family_of, settings_of
+from graphdsl.hf.gguf_blocks import BLOCKS, quantised_of
 from graphdsl.hf.gguf_header import GgufHeader, TensorAt, read_floats, read_header
 from graphdsl.hf.rope import factors_scaling, linear_scaling
 from graphdsl.lazy import torch
 from graphdsl.models.llama import Config, Llama, weight_names
 from graphdsl.ops.position import Scaling
+from graphdsl.quant import Quant, Quantised
 
 ROPE_FACTORS = "rope_freqs.weight"
 WHOLE = {
@@ -52,7 +54,7 @@ def gguf_name(name: str) -> str:
 
 @dataclass(frozen=True)
 class GgufWeights:
-    """Reads single weights; quantised ones are dequantised. Nothing is kept in memory."""
+    """Reads single weights, quantised ones as they are or dequantised. Nothing is kept."""
 
     header: GgufHeader
     settings: Settings
@@ -68,12 +70,29 @@ class GgufWeights:
         half-split rotary embedding wants."""
         tensor = self.header.tensors[gguf_name(name)]
         weight = torch.from_numpy(_dequantise(self.header.path, tensor))
+        heads = self._heads(name)
+        return weight[_half_split(weight.shape[0], heads)] if heads else weight
+
+    def quant(self, name: str) -> Quant | None:
+        """The format of a weight that can be taken as the file has it."""
+        tensor = self.header.tensors[gguf_name(name)]
+        kind = _kind_name(tensor.kind)
+        return BLOCKS[kind].quant if kind in BLOCKS and len(tensor.shape) == 2 else None
+
+    def read_quantised(self, name: str) -> Quantised:
+        """As `read`, for a weight that has a format, without dequantising it."""
+        tensor = self.header.tensors[gguf_name(name)]
+        n, k = tensor.shape
+        weight = quantised_of(_kind_name(tensor.kind), _stored(self.header.path, tensor), (n, k))
+        heads = self._heads(name)
+        return weight.rows(_half_split(n, heads)) if heads else weight
+
+    def _heads(self, name: str) -> int:
+        """The heads whose rows llama.cpp has interleaved; 0 for a weight of another kind."""
         config: Config = self.settings.family.config
         if name.endswith("self_attn.q_proj.weight"):
-            return _half_split_rows(weight, config.heads)
-        if name.endswith("self_attn.k_proj.weight"):
-            return _half_split_rows(weight, config.kv_heads)
-        return weight
+            return config.heads
+        return config.kv_heads if name.endswith("self_attn.k_proj.weight") else 0
 
 
 def open_gguf(path: Path) -> GgufWeights:
@@ -205,14 +224,24 @@ def _stored_bytes(tensor: TensorAt) -> int:
     return int(prod(tensor.shape) // block * size)
 
 
-def _dequantise(path: Path, tensor: TensorAt) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """The tensor's values as f32, in memory of their own."""
+def _kind_name(kind: int) -> str:
+    name: str = need("gguf.constants").GGMLQuantizationType(kind).name
+    return name
+
+
+def _stored(path: Path, tensor: TensorAt) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """The tensor's bytes."""
     size = _stored_bytes(tensor)
     data = np.fromfile(path, np.uint8, count=size, offset=tensor.offset)
     if data.size != size:
         raise GraphError(f"{path}: truncated GGUF: tensor {tensor.name!r} is cut off")
-    rows = prod(tensor.shape[:-1])
-    joined = max(1, ROW_BYTES // (size // rows))
+    return data
+
+
+def _dequantise(path: Path, tensor: TensorAt) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """The tensor's values as f32, in memory of their own."""
+    data, rows = _stored(path, tensor), prod(tensor.shape[:-1])
+    joined = max(1, ROW_BYTES // (data.size // rows))
     while rows % joined:
         joined -= 1
     constants, quants = need("gguf.constants"), need("gguf.quants")
@@ -223,9 +252,8 @@ def _dequantise(path: Path, tensor: TensorAt) -> np.ndarray[Any, np.dtype[np.flo
     return result
 
 
-def _half_split_rows(weight: torch.Tensor, heads: int) -> torch.Tensor:
-    """weight [heads * d, in], the rows of a head interleaved as (0, d/2, 1, d/2 + 1, ...), which is
-    what llama.cpp's rotary embedding wants; the result has them in order again."""
-    rows, columns = weight.shape
-    paired = weight.reshape(heads, rows // heads // 2, 2, columns)
-    return paired.transpose(1, 2).reshape(rows, columns)
+def _half_split(rows: int, heads: int) -> torch.Tensor:
+    """The places of rows [heads * d] in order, where those of a head are interleaved as (0, d/2, 1,
+    d/2 + 1, ...), which is what llama.cpp's rotary embedding wants."""
+    paired = torch.arange(rows).reshape(heads, rows // heads // 2, 2)
+    return paired.transpose(1, 2).reshape(rows)

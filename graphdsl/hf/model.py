@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from graphdsl.backend import find_backend
 from graphdsl.builder import BuildOptions, build_graph
 from graphdsl.errors import GraphError
 from graphdsl.hf.checkpoint import Checkpoint, open_checkpoint
@@ -17,18 +18,23 @@ from graphdsl.hf.sampling import Sampling
 from graphdsl.hf.tokenizer import load_tokenizer
 from graphdsl.layer import trace
 from graphdsl.lazy import torch
+from graphdsl.passes.quantise import check_quants, quantised
+from graphdsl.quant import NONE, OWN, Quant, Quantised, act_of, asked
 from graphdsl.runtime.operator import Operator, State
 
 
-class CheckpointWeights(Mapping[str, "torch.Tensor"]):
+class CheckpointWeights(Mapping[str, "torch.Tensor | Quantised"]):
     """A checkpoint as a state dict with the names of our params; weights are read when asked for,
-    so that only one is in memory twice."""
+    so that only one is in memory twice. Those of `kept` come as the file has them quantised."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, kept: Set[str] = frozenset()) -> None:
         self._checkpoint = checkpoint
         self._names = checkpoint.settings.family.names
+        self._kept = kept
 
-    def __getitem__(self, name: str) -> torch.Tensor:
+    def __getitem__(self, name: str) -> torch.Tensor | Quantised:
+        if name in self._kept:
+            return self._checkpoint.quantised(name)
         return self._checkpoint.param(name)
 
     def __iter__(self) -> Iterator[str]:
@@ -36,6 +42,38 @@ class CheckpointWeights(Mapping[str, "torch.Tensor"]):
 
     def __len__(self) -> int:
         return len(self._names)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How the weights of linears and embeddings are stored: as the file has them quantised
+    (`own`), in `quant`, or in the dtype of the model."""
+
+    own: bool = False
+    quant: Quant | None = None
+    act: str = "float"
+
+    @staticmethod
+    def read(quantize: str | None, act: str | None, options: BuildOptions) -> Choice:
+        """What `--quantize` and `--act` say. Raises GraphError for what they cannot say, and for a
+        backend without quantised weights."""
+        target = find_backend(options.backend, options.soc).target
+        chosen = act_of(act, options.dtype)
+        if quantize not in (None, NONE) or chosen != "float":
+            check_quants(target)
+        if quantize == OWN or (quantize is None and target.quants):
+            return Choice(own=True, act=chosen)
+        return Choice(quant=asked(quantize, act, options.dtype))
+
+    def of(self, checkpoint: Checkpoint, name: str) -> Quant | None:
+        """The format of the param of this name."""
+        if not self.own:
+            return self.quant
+        found = checkpoint.quant(name)
+        return replace(found, act=self.act) if found else None
+
+
+PLAIN = Choice()
 
 
 @dataclass
@@ -57,11 +95,12 @@ class OperatorSession:
 @dataclass(frozen=True)
 class LanguageModel:
     """What `graphdsl.load_model` gives: logits and text from one native call a step. `config` is
-    that of the model's family."""
+    that of the model's family, `choice` how its weights are stored."""
 
     checkpoint: Checkpoint
     config: Any
     options: BuildOptions
+    choice: Choice = PLAIN
 
     @property
     def vocab(self) -> int:
@@ -78,8 +117,11 @@ class LanguageModel:
 
     def _built(self, config: Any) -> Operator:
         graph = trace(self.checkpoint.settings.family.model(config), self.options.dtype)
+        graph = quantised(graph, lambda name, kind: self.choice.of(self.checkpoint, name))
         operator = Operator(build_graph(graph, self.options).path)
-        return operator.bind(CheckpointWeights(self.checkpoint))
+        kept = {w["name"] for w in operator.manifest["weights"] if "quant" in w}
+        return operator.bind(CheckpointWeights(self.checkpoint,
+                                               kept if self.choice.own else frozenset()))
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -143,11 +185,15 @@ class LanguageModel:
 
 
 def open_model(name: str | Path, options: BuildOptions,
-               notice: Callable[[str], None] = lambda text: None) -> LanguageModel:
+               notice: Callable[[str], None] = lambda text: None, *, quantize: str | None = None,
+               act: str | None = None) -> LanguageModel:
     """The model of a Hugging Face folder, a GGUF file or a packaged model's name.
 
-    Raises GraphError for what is not one, ToolError when fetching or compiling fails.
+    `quantize` is a format for the weights, "file" (those that the file has quantised stay so, the
+    default where the backend has quantised weights) or "none". Raises GraphError for what is not
+    one or cannot be, ToolError when fetching or compiling fails.
     """
+    choice = Choice.read(quantize, act, options)
     checkpoint = open_checkpoint(resolve_model(str(name), options.cache))
     notice(f"{checkpoint.path.name}: {checkpoint.settings.layers} layers")
-    return LanguageModel(checkpoint, checkpoint.settings.family.config, options)
+    return LanguageModel(checkpoint, checkpoint.settings.family.config, options, choice)

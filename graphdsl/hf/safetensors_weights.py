@@ -11,6 +11,7 @@ from graphdsl.errors import GraphError
 from graphdsl.hf.extras import need
 from graphdsl.hf.fields import read_json
 from graphdsl.lazy import torch
+from graphdsl.quant import Quant, Quantised
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -28,7 +29,7 @@ class SafetensorsWeights:
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of every weight in the folder, from the files' headers."""
-        return {name: self._shape(name) for name in self.place}
+        return {name: self.shape(name) for name in self.place}
 
     def read(self, name: str) -> torch.Tensor:
         """The weight of this name, in the dtype that the file has it in."""
@@ -40,6 +41,14 @@ class SafetensorsWeights:
             raise _unreadable(self.folder / file, error) from error
         return weight
 
+    def quant(self, name: str) -> Quant | None:
+        """None: these are floats."""
+        return None
+
+    def read_quantised(self, name: str) -> Quantised:
+        """Never asked for: no weight has a format."""
+        raise AssertionError(name)
+
     def check_dtypes(self, names: Iterable[str]) -> None:
         """Raises GraphError for a weight that is not made of plain floats."""
         for name in names:
@@ -50,7 +59,8 @@ class SafetensorsWeights:
                     f" supported: {', '.join(FLOATS)}"
                 )
 
-    def _shape(self, name: str) -> tuple[int, ...]:
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of the weight of this name."""
         file = self.files[self.place[name]]
         return tuple(int(size) for size in file.get_slice(name).get_shape())
 

@@ -194,7 +194,7 @@ def _reader(node: Node | None) -> str:
 
 def _recipe_reasons(recipe: Graph | None) -> Iterator[str]:
     """Why a recipe does not leave rows whole."""
-    for node in recipe.nodes if recipe else ():
+    for node in (n for n in recipe.nodes if n.inputs) if recipe else ():
         by_rows = (node.name in ("concat", "slice", "split") and node.attr["axis"] in (0, -2)
                    and all(len(v.shape) == 2 for v in node.inputs))
         turned = node.name == "transpose" and node.inputs[0].is_param

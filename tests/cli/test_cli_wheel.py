@@ -42,7 +42,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_wheel_holds_what_is_read_at_run_time(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    for folder, pattern in (("kernels", "*.hpp"), ("templates", "*.j2")):
+    for folder, pattern in (("kernels", "*.hpp"), ("templates", "*.j2"),
+                            ("roofline", "*.cpp")):
         for path in (ROOT / "backends" / "cpu" / folder).glob(pattern):
             assert f"graphdsl/backends/cpu/{folder}/{path.name}" in names
     for pattern in ("templates/*.j2", "runner/*", "emulation/**/*.h", "emulation/**/*.?pp"):

@@ -151,7 +151,7 @@ def test_weights_that_the_model_does_not_know_do_not_matter(folder: Path) -> Non
         ({"attention_bias": True}, "'attention_bias' is true"),
         ({"mlp_bias": True}, "'mlp_bias' is true"),
         ({"tie_word_embeddings": 1}, "'tie_word_embeddings' is 1; wanted: true or false"),
-        ({"quantization_config": {"quant_method": "gptq"}}, r"quantised \(gptq\)"),
+        ({"quantization_config": {"quant_method": "fp8"}}, r"quantised \(fp8\)"),
         ({"dtype": "int4"}, "'dtype' is 'int4'; supported: float32"),
         ({"rope_parameters": [1]}, r"'rope_parameters' is \[1\]; wanted: an object"),
         ({"rope_parameters": {"rope_type": "yarn"}}, "'yarn'; supported: default, linear, llama3"),

@@ -77,8 +77,21 @@ template <class T> GD_INLINE bool copies(i64 k) {
 }
 GD_INLINE bool shares_copy(i64 rows, i64 k, int threads) { return threads > 1 && rows * k > 16384; }
 
-// Points `pointers` at the rows of x, copied into scratch where the tile cannot read them as they
-// are.
+// Points `pointers` at rows of `row_bytes` that make(row, to) writes into scratch: every thread all
+// of them into its own, or the threads together.
+template <class Make>
+GD_INLINE void share_rows(const Team& team, i64 rows, i64 k, i64 row_bytes, char* scratch,
+                          const char** pointers, Make make) {
+  const bool shared = shares_copy(rows, k, team.count);
+  const Range mine = shared ? team.share(rows) : Range{0, rows};
+  if (!shared) scratch += team.id * round_up(rows * row_bytes, 64);
+  if (shared) team.barrier();
+  for (i64 r = mine.begin; r < mine.end; ++r) make(r, scratch + r * row_bytes);
+  if (shared) team.barrier();
+  for (i64 r = 0; r < rows; ++r) pointers[r] = scratch + r * row_bytes;
+}
+
+// Points `pointers` at the rows of x, copied where the tile cannot read them as they are.
 template <class T>
 GD_NOINLINE void few_pointers(const Team& team, const T* x, i64 stride, i64 rows, i64 k,
                               char* scratch, const char** pointers) {
@@ -86,52 +99,88 @@ GD_NOINLINE void few_pointers(const Team& team, const T* x, i64 stride, i64 rows
     for (i64 r = 0; r < rows; ++r) pointers[r] = reinterpret_cast<const char*>(x + r * stride);
     return;
   }
-  const i64 count = x_words<T>(k), row_bytes = count * 4;
-  const bool shared = shares_copy(rows, k, team.count);
-  const Range mine = shared ? team.share(rows) : Range{0, rows};
-  if (!shared) scratch += team.id * round_up(rows * row_bytes, 64);
-  if (shared) team.barrier();
-  for (i64 r = mine.begin; r < mine.end; ++r)
-    copy_words(x + r * stride, k, 0, count, scratch + r * row_bytes);
-  if (shared) team.barrier();
-  for (i64 r = 0; r < rows; ++r) pointers[r] = scratch + r * row_bytes;
+  const i64 count = x_words<T>(k);
+  share_rows(team, rows, k, count * 4, scratch, pointers,
+             [&](i64 r, char* to) { copy_words(x + r * stride, k, 0, count, to); });
 }
 
 constexpr i64 few_stride = side_panels * NB;  // of a row of sums
 
-// c[rows][few_stride] = the rows times whole panels, at most side_panels of them.
+// c[rows][few_stride] = the rows times whole panels, at most side_panels of them: tile(count of
+// rows, count of panels, first row, first panel, c) for every part.
+template <class Tile> GD_INLINE void few_tiles(i64 rows, Range group, float* c, Tile tile) {
+  for (i64 p = group.begin, step = 1; p < group.end; p += step, c += step * NB) {
+    const i64 left = group.end - p;
+    step = rows == 1 && left >= side_panels ? side_panels : rows <= 2 && left >= 2 ? 2 : 1;
+    if (step > 2) {
+      tile(Count<1>{}, Count<side_panels>{}, 0, p, c);
+    } else if (step == 2 && rows == 1) {
+      tile(Count<1>{}, Count<2>{}, 0, p, c);
+    } else if (step == 2) {
+      tile(Count<2>{}, Count<2>{}, 0, p, c);
+    } else {
+      i64 r = 0;
+      for (; r + R <= rows; r += R) tile(Count<R>{}, Count<1>{}, r, p, c + r * few_stride);
+      for (; r + 4 <= rows; r += 4) tile(Count<4>{}, Count<1>{}, r, p, c + r * few_stride);
+      for (; r + 2 <= rows; r += 2) tile(Count<2>{}, Count<1>{}, r, p, c + r * few_stride);
+      if (r < rows) tile(Count<1>{}, Count<1>{}, r, p, c + r * few_stride);
+    }
+  }
+}
 template <class T>
 GD_NOINLINE void few_panels(const char* const* x, i64 rows, const T* w, Range group, i64 k,
                             float* c) {
-  using Kind = typename Kinds<T>::few;
   const i64 count = words<T>(k), bytes = count * NB * 4;
-  for (i64 p = group.begin, step = 1; p < group.end; p += step, c += step * NB) {
-    const char* panel = reinterpret_cast<const char*>(w) + p * bytes;
-    const i64 left = group.end - p;
-    step = rows == 1 && left >= side_panels ? side_panels : rows <= 2 && left >= 2 ? 2 : 1;
-    if (step > 2)
-      tile<1, side_panels, Kind>(x, panel, bytes, count, c, few_stride, false);
-    else if (step == 2 && rows == 1)
-      tile<1, 2, Kind>(x, panel, bytes, count, c, few_stride, false);
-    else if (step == 2)
-      tile<2, 2, Kind>(x, panel, bytes, count, c, few_stride, false);
-    else
-      for (i64 r = 0; r < rows; r += R)
-        tile_rows<Kind>(x + r, int(least(R, rows - r)), panel, count, c + r * few_stride,
-                        few_stride, false);
-  }
+  few_tiles(rows, group, c, [&](auto height, auto side, i64 r, i64 p, float* to) {
+    tile<height.value, side.value, typename Kinds<T>::few>(
+        x + r, reinterpret_cast<const char*>(w) + p * bytes, bytes, count, to, few_stride, false);
+  });
 }
 
-template <int NW, class T, class Epi>
-void few(const Team& team, const T* x, i64 stride, const T* const (&w)[NW], i64 rows, i64 n, i64 k,
-         char* scratch, Epi& epi) {
+// `count` f32 rows of a panel of pairs, from row `begin`.
+GD_NOINLINE inline void unpack_pairs(const char* panel, i64 begin, i64 count, float* to) {
+  panel += begin / 2 * NB * 4;
+  for (i64 i = 0; i < count; i += 2, panel += NB * 4, to += 2 * NB)
+    for (int v = 0; v < V; ++v) {
+      const I word = load_raw<I>(panel + v * W * 4, Full{});
+      store(to + v * W, low_half(word), Full{});
+      store(to + NB + v * W, high_half(word), Full{});
+    }
+}
+
+// How the weights Weight of a matmul with rows of T are read; those that are T themselves, as they
+// are packed.
+template <class T, class Weight> struct Reader;
+template <class T> struct Reader<T, T> {
+  // Points `pointers` at few rows as `panels` reads them.
+  static void rows(const Team& team, const T* x, i64 stride, i64 rows, i64 k, char* scratch,
+                   const char** pointers) {
+    few_pointers(team, x, stride, rows, k, scratch, pointers);
+  }
+  // c[rows][few_stride] = few rows times a group of panels.
+  static void panels(const char* const* x, i64 rows, const T* w, Range group, i64 k, float* c) {
+    few_panels(x, rows, w, group, k, c);
+  }
+  // Some words of a panel for the blocked path: where they are, or unpacked.
+  static const char* block(const T* w, i64 k, i64 panel, i64 begin, i64 size, float* unpacked) {
+    const char* from = reinterpret_cast<const char*>(w) + panel * words<T>(k) * NB * 4;
+    if constexpr (!same<T, bf16>::value || dots<T>) return from + begin * NB * 4;
+    unpack_pairs(from, begin, size, unpacked);
+    return reinterpret_cast<const char*>(unpacked);
+  }
+};
+
+template <int NW, class T, class Weight, class Epi>
+void few(const Team& team, const T* x, i64 stride, const Weight* const (&w)[NW], i64 rows, i64 n,
+         i64 k, char* scratch, Epi& epi) {
   const char* pointers[few_rows];
-  few_pointers(team, x, stride, rows, k, scratch, pointers);
+  Reader<T, Weight>::rows(team, x, stride, rows, k, scratch, pointers);
   const Range mine = team.share(panels(n));
   alignas(64) float c[NW][few_rows * few_stride];
   for (i64 p = mine.begin; p < mine.end; p += side_panels) {
     const Range group = {p, least(p + side_panels, mine.end)};
-    for (int q = 0; q < NW; ++q) few_panels(pointers, rows, w[q], group, k, c[q]);
+    for (int q = 0; q < NW; ++q)
+      Reader<T, Weight>::panels(pointers, rows, w[q], group, k, c[q]);
     drain<NW>(c[0], few_rows * few_stride, few_stride, 0, rows, p * NB,
               least(group.end * NB, n) - p * NB, epi);
   }
@@ -183,33 +232,18 @@ GD_NOINLINE void copy_blocks(const Team& team, const T* x, i64 stride, i64 rows,
   }
 }
 
-// `count` f32 rows of a panel of pairs, from row `begin`.
-GD_NOINLINE inline void unpack_pairs(const char* panel, i64 begin, i64 count, float* to) {
-  panel += begin / 2 * NB * 4;
-  for (i64 i = 0; i < count; i += 2, panel += NB * 4, to += 2 * NB)
-    for (int v = 0; v < V; ++v) {
-      const I word = load_raw<I>(panel + v * W * 4, Full{});
-      store(to + v * W, low_half(word), Full{});
-      store(to + NB + v * W, high_half(word), Full{});
-    }
-}
-
 // c[rows][block_columns] = x times some panels, k block by k block; `unpacked` has room for one
 // block of weights in f32.
-template <class T>
-GD_NOINLINE void many_block(const char* x, i64 padded, Range rows, const T* w, Range group, i64 k,
-                            float* unpacked, float* c) {
-  constexpr bool unpacks = same<T, bf16>::value && !dots<T>;
+template <class T, class Weight>
+GD_NOINLINE void many_block(const char* x, i64 padded, Range rows, const Weight* w, Range group,
+                            i64 k, float* unpacked, float* c) {
   const i64 count = x_words<T>(k);
   for (i64 begin = 0; begin < count; begin += block_k) {
     const i64 size = least(block_k, count - begin);
     const char* block[block_columns / NB];
-    for (i64 p = group.begin; p < group.end; ++p) {
-      const char* panel = reinterpret_cast<const char*>(w) + p * words<T>(k) * NB * 4;
-      float* to = unpacked + (p - group.begin) * block_k * NB;
-      if constexpr (unpacks) unpack_pairs(panel, begin, size, to);
-      block[p - group.begin] = unpacks ? reinterpret_cast<const char*>(to) : panel + begin * NB * 4;
-    }
+    for (i64 p = group.begin; p < group.end; ++p)
+      block[p - group.begin] = Reader<T, Weight>::block(
+          w, k, p, begin, size, unpacked + (p - group.begin) * block_k * NB);
     const char* xb = x + begin * padded * 4;
     const i64 count_panels = group.end - group.begin;
     for (i64 r0 = rows.begin; r0 < rows.end; r0 += block_rows)
@@ -233,9 +267,9 @@ GD_INLINE i64 own_floats(i64 padded, int nw) {
   return block_k * block_columns + nw * block_floats(padded);
 }
 
-template <int NW, class T, class Epi>
-void many(const Team& team, const T* x, i64 stride, const T* const (&w)[NW], i64 rows, i64 n, i64 k,
-          char* scratch, Epi& epi) {
+template <int NW, class T, class Weight, class Epi>
+void many(const Team& team, const T* x, i64 stride, const Weight* const (&w)[NW], i64 rows, i64 n,
+          i64 k, char* scratch, Epi& epi) {
   constexpr i64 group = block_columns / NB;
   const i64 most_rows = even_chunk(rows), x_bytes = round_up(most_rows * round_up(k, 2) * 4, 64);
   float* own = reinterpret_cast<float*>(scratch + x_bytes) + team.id * own_floats(most_rows, NW);
@@ -252,7 +286,7 @@ void many(const Team& team, const T* x, i64 stride, const T* const (&w)[NW], i64
     for (i64 p = across.begin; p < across.end; p += group) {
       const Range block = {p, least(p + group, across.end)};
       for (int q = 0; q < NW; ++q)
-        many_block(scratch, most_rows, own_rows, w[q], block, k, own,
+        many_block<T>(scratch, most_rows, own_rows, w[q], block, k, own,
                    sums + q * block_floats(most_rows));
       drain<NW>(sums, block_floats(most_rows), block_columns, row + own_rows.begin,
                 own_rows.end - own_rows.begin, p * NB, least(block.end * NB, n) - p * NB, epi);
@@ -285,20 +319,32 @@ void matmul(const Team& team, const T* x, i64 x_stride, const T* const (&w)[NW],
     product::many<NW>(team, x, x_stride, w, rows, n, k, scratch, epi);
 }
 
-// out[i] = row ids[i] of a table[rows, dim] that was packed as a weight; zeros for an id that is
-// none of them.
-template <class T>
-GD_NOINLINE void embedding(const Team& team, const int32_t* ids, i64 count, const T* packed,
-                           i64 rows, i64 dim, T* out, i64 out_stride) {
+// read(row, column, to) for the numbers of row ids[i] of a table [rows, dim] into out[i]; zeros for
+// an id that is none of them.
+template <class T, class Read>
+GD_INLINE void embedding_rows(const Team& team, const int32_t* ids, i64 count, i64 rows, i64 dim,
+                              T* out, i64 out_stride, Read read) {
   constexpr i64 piece = 64;
   const i64 pieces = (dim + piece - 1) / piece;
   const Range mine = team.share(count * pieces);
   for (i64 i = mine.begin; i < mine.end; ++i) {
     const i64 begin = i % pieces * piece, end = least(begin + piece, dim), to = i / pieces;
     const bool there = ids[to] >= 0 && ids[to] < rows;
-    for (i64 d = begin; d < end; ++d)
-      out[to * out_stride + d] = there ? packed_at(packed, dim, ids[to], d) : T{};
+    for (i64 d = begin; d < end; ++d) {
+      T* at = out + to * out_stride + d;
+      if (there)
+        read(ids[to], d, at);
+      else
+        *at = T{};
+    }
   }
+}
+// The same from a table that was packed as a weight.
+template <class T>
+GD_NOINLINE void embedding(const Team& team, const int32_t* ids, i64 count, const T* packed,
+                           i64 rows, i64 dim, T* out, i64 out_stride) {
+  embedding_rows(team, ids, count, rows, dim, out, out_stride,
+                 [&](i64 row, i64 d, T* to) { *to = packed_at(packed, dim, row, d); });
 }
 
 // The same from a row-major table.

@@ -112,7 +112,7 @@ GD_NOINLINE void many_of(const ExpertLinear<T>& p, const Chunk& c, const T* w, R
   float* sums = own + block_k * block_columns;
   for (i64 panel = mine.begin; panel < mine.end; panel += group) {
     const Range block = {panel, least(panel + group, mine.end)};
-    many_block(c.x, round_up(c.count, R), {0, c.count}, w, block, p.k, own, sums);
+    many_block<T>(c.x, round_up(c.count, R), {0, c.count}, w, block, p.k, own, sums);
     for (i64 r = 0; r < c.count; ++r)
       drain<1>(sums + r * block_columns, 0, block_columns, c.rows[r], 1, panel * NB,
                least(block.end * NB, p.n) - panel * NB, epi);

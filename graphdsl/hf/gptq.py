@@ -86,7 +86,9 @@ def _grid(part: Tensor, quant: Quant) -> tuple[Tensor, Tensor]:
     of GPTQ have no room."""
     levels = 2 ** quant.bits - 1
     low, high = part.amin(1).clamp(max=0), part.amax(1).clamp(min=0)
-    if not quant.offset:
+    if quant.offset:
+        low = torch.minimum(low, -high / (levels - 1))  # the level below zero
+    else:
         high = torch.maximum(high, -low)
         low = -high
     smallest = torch.finfo(torch.float16).tiny

@@ -94,8 +94,7 @@ def packed(weight: Gptq) -> dict[str, Tensor]:
     """The tensors of a weight [n, k]: qweight int32 [k / per word, n] with the values of a column
     along k from the lowest bits on; qzeros int32 [k / group, n / per word] with every zero less 1;
     scales f16 [k / group, n]; g_idx int32 [k]."""
-    n, k = weight.values.shape
-    groups = weight.scales.shape[1]
+    k, groups = weight.values.shape[1], weight.scales.shape[1]
     return {"qweight": words(weight.values, weight.bits).T.contiguous(),
             "qzeros": words(weight.zeros.T - 1, weight.bits).contiguous(),
             "scales": weight.scales.T.contiguous(),

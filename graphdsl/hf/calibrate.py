@@ -6,7 +6,7 @@ of the next, which so learns of the errors before it. Only one layer's weights a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from graphdsl.ir import Graph, Node, Value, size_value
@@ -26,19 +26,19 @@ Rounded = Callable[[str, "Tensor", "Tensor"], "Tensor"]
 PRODUCTS: tuple[Op, ...] = (linear, matmul_nt)
 
 
-def calibrate(graph: Graph, weights: Mapping[str, Tensor], texts: Sequence[Tensor],
+def calibrate(graph: Graph, read: Callable[[str], Tensor], texts: Sequence[Tensor],
               rounded: Rounded) -> None:
     """Calls `rounded` for every weight that a Layer's linears multiply rows with.
 
     `graph` is that of a Model traced in f32, that takes ids, positions and rows; `texts` are ids
-    [1, tokens], which all have one length; `weights` has the params, read when they are needed.
+    [1, tokens], which all have one length; `read` gives the param of a name when it is needed.
     """
     layers = [node for node in graph.nodes if is_layer(node)]
     envs = [_inputs(graph, ids) for ids in texts]
     dims = _dims(graph, envs[0])
     last = {v: node for node in graph.nodes for v in node.inputs}
     for node in _until(graph, layers[-1] if layers else None):
-        own = {v: weights[v.name].float() for v in node.inputs if v.is_param}
+        own = {v: read(v.name).float() for v in node.inputs if v.is_param}
         own |= {v: _empty(v, dims) for v in node.inputs if v.kind == "state"}
         if is_layer(node):
             for value, gram in _grams(node, envs, own, dims).items():

@@ -13,7 +13,6 @@ from graphdsl.hf.checkpoint import Checkpoint
 from graphdsl.hf.extras import need
 from graphdsl.hf.fields import read_json
 from graphdsl.hf.gptq import Gptq, gptq
-from graphdsl.hf.model import CheckpointWeights
 from graphdsl.hf.safetensors_weights import SINGLE
 from graphdsl.layer import trace
 from graphdsl.lazy import torch
@@ -45,8 +44,7 @@ def quantised_weights(checkpoint: Checkpoint, quant: Quant, texts: Sequence[Tens
         return found[name].dequantised()
 
     with torch.inference_mode():
-        calibrate(trace(family.model(family.config), "f32"), CheckpointWeights(checkpoint), texts,
-                  rounded)
+        calibrate(trace(family.model(family.config), "f32"), checkpoint.param, texts, rounded)
     if not found:
         raise GraphError(f"{checkpoint.path}: no weight of it can be quantised to {quant}",
                          hint="weights are read by linear, and their rows are whole groups")

@@ -16,7 +16,6 @@ from graphdsl.hf.calibrate import calibrate
 from graphdsl.hf.checkpoint import Checkpoint, open_checkpoint
 from graphdsl.hf.gptq import gptq
 from graphdsl.hf.gptq_folder import quantised_weights
-from graphdsl.hf.model import CheckpointWeights
 from graphdsl.layer import trace
 from graphdsl.quant import Quant
 
@@ -70,7 +69,7 @@ def test_rows_are_those_that_transformers_multiplies(tmp_path: Path, tokenizer: 
         return weight
 
     graph = trace(checkpoint.settings.family.model(checkpoint.settings.family.config), "f32")
-    calibrate(graph, CheckpointWeights(checkpoint), texts, keep)
+    calibrate(graph, checkpoint.param, texts, keep)
     model, wanted = tiny_model(vocab_size=300), dict[str, torch.Tensor]()
 
     def hook(name: str) -> Callable[..., None]:

@@ -114,6 +114,21 @@ def _generate(command: argparse.ArgumentParser) -> None:
                          help="end with a line of the new token ids")
 
 
+def _quantize_model(command: argparse.ArgumentParser) -> None:
+    command.add_argument("model", metavar="MODEL",
+                         help="a Hugging Face folder, a .gguf file, or smollm2")
+    command.add_argument("--text", type=Path, metavar="FILE", required=True,
+                         help="a text like those that the model will see")
+    command.add_argument("--out", type=Path, metavar="DIR", required=True,
+                         help="the new folder")
+    command.add_argument("--format", default="int4:128", metavar="FORMAT",
+                         help="int4:128 (default), int4:32+offset, int8 and the like")
+    command.add_argument("--tokens", type=positive, default=16384, metavar="N",
+                         help="how much of the text is taken (default 16384)")
+    command.add_argument("--window", type=positive, default=512, metavar="N",
+                         help="tokens that are run as one piece (default 512)")
+
+
 def _doctor(command: argparse.ArgumentParser) -> None:
     del command
 
@@ -125,6 +140,7 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "run": ("compare the built operator with the reference on random inputs", _run),
     "bench": ("time the built operator, and plain torch beside it", _bench),
     "generate": ("generate text with a real model", _generate),
+    "quantize": ("round a model's weights to few bits, with a text to go by", _quantize_model),
     "doctor": ("check that everything needed is there", _doctor),
 }
 

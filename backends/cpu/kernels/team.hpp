@@ -63,6 +63,7 @@ struct Team {
   }
 };
 
+#if !defined(GD_RUN_TEAM)
 // body(team) on every thread of a parallel region, which may be smaller than asked for.
 template <class Body> void run_team(int threads, Body body) {
   TeamState state;
@@ -70,5 +71,11 @@ template <class Body> void run_team(int threads, Body body) {
 #pragma omp parallel num_threads(threads)
   body(Team{omp_get_thread_num(), omp_get_num_threads(), &state});
 }
+#endif
 
 }  // namespace gd
+
+// Other threads than OpenMP's, for checkers that do not know its runtime.
+#if defined(GD_RUN_TEAM)
+#include GD_RUN_TEAM
+#endif

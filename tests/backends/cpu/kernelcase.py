@@ -20,9 +20,11 @@ def cpu_flags() -> frozenset[str]:
 
 
 def compile_program(program: str, flags: tuple[str, ...], out: Path) -> Path:
-    binary = out / program
-    command = ["g++", *COMMON, *flags, f"-I{KERNELS}", str(HERE / f"test_{program}.cpp"),
-               "-o", str(binary)]
+    return compile_source(HERE / f"test_{program}.cpp", flags, out / program)
+
+
+def compile_source(source: Path, flags: tuple[str, ...], binary: Path) -> Path:
+    command = ["g++", *COMMON, *flags, f"-I{KERNELS}", str(source), "-o", str(binary)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr[:4000]}"
     return binary

@@ -99,8 +99,8 @@ def runners(model: LanguageModel, layouts: Sequence[str]) -> Iterator[Runner]:
 
 def measure(given: argparse.Namespace) -> dict[str, Any]:
     home = os.environ.get("GRAPHDSL_CACHE") or str(Path.home() / ".cache" / "graphdsl")
-    model = open_model("smollm2", BuildOptions(cache=Path(home), dtype=given.dtype,
-                                               environment=dict(os.environ)))
+    options = BuildOptions(cache=Path(home), dtype=given.dtype, environment=dict(os.environ))
+    model = open_model("smollm2", options, quantize="none")
     all_runners = list(runners(model, given.layouts))
     torch.manual_seed(0)
     ids = torch.randint(0, model.vocab, (given.past,)).tolist()

@@ -42,8 +42,8 @@ def peer(model: LanguageModel, dtype: torch.dtype) -> Any:
 
 def measure(dtype: str, prompt: int, steps: int, runs: int) -> dict[str, Any]:
     home = os.environ.get("GRAPHDSL_CACHE") or str(Path.home() / ".cache" / "graphdsl")
-    model = open_model("smollm2", BuildOptions(cache=Path(home), dtype=dtype,
-                                               environment=dict(os.environ)))
+    options = BuildOptions(cache=Path(home), dtype=dtype, environment=dict(os.environ))
+    model = open_model("smollm2", options, quantize="none")  # the same weights as transformers has
     reference = peer(model, torch_dtype(dtype))
     torch.manual_seed(0)
     ids = torch.randint(0, model.vocab, (1, prompt))

@@ -192,6 +192,9 @@ def _lengths(command: argparse.ArgumentParser) -> None:
     command.add_argument("--tokens", type=positive, default=1, metavar="N")
     command.add_argument("--past", type=natural, default=0, metavar="N",
                          help="tokens that the KV caches hold before")
+    command.add_argument("--dim", type=_dim, action="append", default=[], dest="dims",
+                         metavar="NAME=N", help="another size that is known only at a call, such "
+                         "as the outputs of a model; may be given again")
 
 
 def _setting(text: str) -> Pair:
@@ -199,6 +202,11 @@ def _setting(text: str) -> Pair:
     if not key or not equals:
         raise argparse.ArgumentTypeError(f"{text!r} is not key=value")
     return key, value
+
+
+def _dim(text: str) -> tuple[str, int]:
+    name, size = _setting(text)
+    return name, positive(size)
 
 
 def _pass(text: str) -> tuple[str, dict[str, str]]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
+from math import sqrt
 from typing import TYPE_CHECKING
 
 from graphdsl.backend import find_backend
 from graphdsl.commands.session import Session, say
 from graphdsl.commands.trial import make_trial
+from graphdsl.passes.roll import is_layer
 from graphdsl.passes.samples import reference_outputs, without_padding
 from graphdsl.reference import ACT_TOLERANCE, TOLERANCE, error_of
 
@@ -53,7 +55,8 @@ def run(args: argparse.Namespace, session: Session) -> int:
 def act_tolerance(graph: Graph) -> float:
     """How far the rounding of activations alone may take the results from the reference."""
     acts = [v.type.quant.act for v in graph.params if v.type.quant]
-    return max((ACT_TOLERANCE.get(act, 0.0) for act in acts), default=0.0)
+    layers = max(1, sum(map(is_layer, graph.nodes)))
+    return max((ACT_TOLERANCE.get(act, 0.0) for act in acts), default=0.0) * sqrt(layers)
 
 
 def count_outside(ours: Tensor, reference: Tensor, tolerance: float) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -70,6 +70,8 @@ def make_trial(args: argparse.Namespace, session: Session, *, padded: bool,
     source = session.source(args)
     options = session.options(args, source.dtype)
     dims = {"batch": args.batch, "tokens": args.tokens, "slots": args.past + args.tokens}
+    _check_dims(source.graph, dict(args.dims), dims)
+    dims |= dict(args.dims)
     _check_bounds(source.graph, dims)
     session.progress.begin("build")
     with source.importing():
@@ -88,8 +90,23 @@ def make_trial(args: argparse.Namespace, session: Session, *, padded: bool,
     return Trial(source, options, operator, given, filled, filled.inputs(given.inputs), state)
 
 
+def _dims(graph: Graph) -> dict[str, Dim]:
+    return {d.name: d for v in graph.leaves for s in v.shape for d in terms(s)}
+
+
+def _check_dims(graph: Graph, given: Mapping[str, int], lengths: Mapping[str, int]) -> None:
+    """Raises GraphError for a --dim that the file does not have, or that has its own option."""
+    known = sorted(_dims(graph).keys() - lengths.keys())
+    for name in given:
+        if name not in known:
+            others = f"others are {', '.join(known)}" if known else "there are no others"
+            raise GraphError(f"--dim {name}: no such size of {graph.name}",
+                             hint="--batch, --tokens and --past have options of their own; "
+                                  f"{others}")
+
+
 def _check_bounds(graph: Graph, wanted: dict[str, int]) -> None:
-    found: dict[str, Dim] = {d.name: d for v in graph.leaves for s in v.shape for d in terms(s)}
+    found = _dims(graph)
     options: dict[str, str] = {"slots": "--past and --tokens together"}
     for name, size in wanted.items():
         dim = found.get(name)

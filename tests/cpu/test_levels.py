@@ -50,6 +50,7 @@ def test_the_best_level_that_the_cpu_lists_is_chosen() -> None:
     every = frozenset(f for level in LEVELS for f in level.features)
     assert best_level(every).name == "avx512bf16"
     assert best_level(every - {"avx512_bf16"}).name == "avx512"
+    assert best_level(every - {"avx512_vnni"}).name == "avx512"
     assert best_level(frozenset({"avx2", "fma", "f16c"})).name == "avx2"
     assert best_level(frozenset({"avx2"})).name == "plain"
 

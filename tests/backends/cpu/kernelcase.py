@@ -7,7 +7,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 KERNELS = HERE.parents[2] / "backends" / "cpu" / "kernels"
-PROGRAMS = ("simd", "memory", "kv", "matmul", "attention")
+PROGRAMS = ("simd", "memory", "kv", "matmul", "attention", "quant", "quant_formats")
 COMMON = ("-std=c++17", "-fopenmp", "-Wall", "-Wextra", "-Werror", "-Wno-psabi")
 
 

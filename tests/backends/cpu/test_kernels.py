@@ -28,16 +28,17 @@ class Variant:
 
 VARIANTS = (
     Variant("plain", ("-O3",)),
-    Variant("avx2", ("-O3", "-mavx2", "-mfma"), ("avx2", "fma")),
+    Variant("avx2", ("-O3", "-mavx2", "-mfma", "-mf16c"), ("avx2", "fma", "f16c")),
     Variant("lanes16", ("-O1", "-mavx2", "-mfma", "-DGD_LANES=16", "-DGD_EMULATE_BF16_DOT"),
             ("avx2", "fma")),
     Variant("avx512", ("-O2", *AVX512), ("avx512f", "avx512bw", "avx512dq", "avx512vl")),
-    Variant("avx512bf16", ("-O2", *AVX512, "-mavx512bf16"),
-            ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16")),
+    Variant("avx512bf16", ("-O2", *AVX512, "-mavx512bf16", "-mavx512vnni"),
+            ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "avx512_vnni")),
 )
 
 
-SLOW = ("lanes16-attention", "lanes16-matmul", "plain-attention", "plain-matmul", "plain-memory")
+SLOW = ("lanes16-attention", "lanes16-matmul", "lanes16-quant", "plain-attention", "plain-matmul",
+        "plain-memory", "plain-quant", "avx512bf16-quant")
 
 
 def cases() -> Iterator[Any]:
@@ -45,7 +46,7 @@ def cases() -> Iterator[Any]:
     for variant in VARIANTS:
         for program in PROGRAMS:
             name = f"{variant.name}-{program}"
-            slow = name in SLOW or variant.name == "avx512"
+            slow = name in SLOW or variant.name == "avx512" or program == "quant_formats"
             yield pytest.param(variant, program, id=name, marks=pytest.mark.full if slow else ())
 
 

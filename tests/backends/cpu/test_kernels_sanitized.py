@@ -22,7 +22,7 @@ QUICK = ("simd", "kv")
 CASES = [pytest.param(flags, program, id=f"{name}-{program}",
                       marks=() if name == "avx2" and program in QUICK else pytest.mark.full)
          for name, flags in (("plain", ()), ("avx2", ("-mavx2", "-mfma")))
-         for program in PROGRAMS]
+         for program in PROGRAMS if program != "quant_formats"]
 
 
 @pytest.mark.parametrize(("flags", "program"), CASES)

@@ -18,6 +18,7 @@ pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 CALLS = (
     "matmul_scratch({rows}, {n}, {k}, 1, {threads})",
     "matmul_scratch({rows}, {n}, {k}, 2, {threads})",
+    "quant_scratch({rows}, {n}, {k}, 2, {threads})",
     "expert_scratch({rows}, {experts}, {k}, {threads})",
     "attention_scratch({t}, {g} * {h}, {g}, {d}, {e}, {g}, {threads})",
     "round_up({k}, 64) + padded({n}) * 4 + most({rows}, {k})",
@@ -53,7 +54,8 @@ def test_against_the_headers(lanes: int, tmp_path: Path) -> None:
                      f'printf("%ld %ld\\n", long(place(b, {len(live)}, at)), '
                      f"long(lower_bound(b, {len(live)}))); }}")
     source = tmp_path / "sizes.cpp"
-    source.write_text('#include <stdio.h>\n#include "graphdsl.hpp"\nusing namespace gd;\n'
+    source.write_text('#include <stdio.h>\n#include "graphdsl.hpp"\n'
+                      '#include "matmul_quant.hpp"\nusing namespace gd;\n'
                       "int main() {\n" + "\n".join(lines) + "\n}\n")
     binary = tmp_path / "sizes"
     subprocess.run(["g++", *COMMON, "-O0", f"-DGD_LANES={lanes}", f"-I{KERNELS}", str(source),

@@ -4,10 +4,10 @@
         [--gguf FILE]... [--tokens 8192] [--window 512]
 
 The text is cut into windows of `--window` ids that begin afresh, each behind the model's first
-token where it has one; all ids but the first of a window count. `--forms` are dtypes, or formats
-of quantised weights (rounded to nearest in the bf16 model; `int4:32/int8` with int8 activations).
-Every GGUF file is run by llama.cpp, where llama_cpp is installed. A public-domain text of this
-length is any book of Debian's package bible-kjv-text.
+token where it has one; all ids but the first of a window count. `--forms` are dtypes, "file" (the
+weights as the model's file has them) or formats that weights are rounded to when they are loaded,
+with `*int8` behind them for activations in 8 bits (bf16 without). Every GGUF file is run by
+llama.cpp, where llama_cpp is installed. Debian's package bible-kjv-text has a public-domain text.
 """
 
 from __future__ import annotations
@@ -62,8 +62,9 @@ def of_llama_cpp(path: Path, windows: Windows, threads: int) -> float:
 
 def opened(name: str, form: str) -> LanguageModel:
     if form in FLOATS:
-        return graphdsl.load_model(name, dtype=form)
-    return graphdsl.load_model(name, dtype="bf16", quantize=form)
+        return graphdsl.load_model(name, dtype=form, quantize="none")
+    quantize, _, act = form.partition("*")
+    return graphdsl.load_model(name, dtype="bf16", quantize=quantize, act=act or None)
 
 
 def main() -> None:

@@ -192,8 +192,8 @@ def check_mask(node: Node, paged: bool, resolve: Callable[[Value], Value] | None
         return
     if paged:
         raise GraphError(f"attention with a mask of its own, {mask.type}, over a paged cache: "
-                         "ATB's PagedAttention takes none", node.loc, "leave the mask out: positions, "
-                         "window and -1 for padding say what is seen; or --pass "
+                         "ATB's PagedAttention takes none", node.loc, "leave the mask out: "
+                         "positions, window and -1 for padding say what is seen; or --pass "
                          "kv_layout:policy=contiguous")
     mask = resolve(mask) if resolve else mask
     batch, tokens = given["q"].shape[:2]

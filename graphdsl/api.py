@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphdsl.backend import find_backend
-from graphdsl.builder import BuildOptions, build_graph
+from graphdsl.builder import BuildOptions, build_graph, check_options
 from graphdsl.cli import cache_folder
 from graphdsl.errors import GraphError
 from graphdsl.ir import Graph
@@ -72,11 +72,17 @@ def register_torch_class(operator: Operator | AtbLayer, name: str | None = None)
 
     An AtbLayer takes the tensors of ATB's torch example there, and is registered as
     `torch.classes.OperationTorch.OperationTorch(name)` too, with a warning where other software has
-    that class. Raises GraphError when no weights are bound, ToolError when the C++ behind the
-    class, which is compiled once for every version of torch, does not compile.
+    that class. Raises GraphError when no weights are bound and for anything else, ToolError when
+    the C++ behind the class, which is compiled once for every version of torch, does not compile.
     """
+    from graphdsl.borders.atb import AtbLayer
+    from graphdsl.runtime.operator import Operator
     from graphdsl.runtime.torch_class import register
 
+    if not isinstance(operator, Operator | AtbLayer):
+        raise GraphError(f"register_torch_class: {type(operator).__name__} is neither an Operator "
+                         "nor an AtbLayer", hint="graphdsl.build(layer).bind(weights), or "
+                         "graphdsl.borders.atb.AtbLayer(layer, options)")
     return register(operator, name, cache=cache_folder(os.environ), environment=os.environ)
 
 
@@ -93,8 +99,9 @@ def load_model(path: str | Path, backend: str = "cpu", dtype: str | None = None,
     from graphdsl.hf.model import open_model
 
     chosen = dtype or find_backend(backend, soc).target.model_dtype
-    return open_model(path, _options(backend, chosen, None, passes, soc), quantize=quantize,
-                      act=act)
+    options = _options(backend, chosen, None, passes, soc)
+    check_options(options)
+    return open_model(path, options, quantize=quantize, act=act)
 
 
 def replace_layers(model: Any, backend: str = "cpu", reserve: int = 1024) -> Replaced:

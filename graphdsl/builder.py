@@ -16,7 +16,7 @@ from graphdsl.backend import Backend, Progress, find_backend, quiet
 from graphdsl.errors import GraphError
 from graphdsl.ir import Graph
 from graphdsl.manifest import Identity, manifest_of, manifest_text, quantised_sources
-from graphdsl.passes.pipeline import Lowered, run_pipeline
+from graphdsl.passes.pipeline import Lowered, configured, passes_for, run_pipeline
 from graphdsl.passes.precision import CheckDtypes, live_kernels
 from graphdsl.passes.quantise import Quantise
 from graphdsl.plan import Plan
@@ -37,7 +37,7 @@ class BuildOptions:
     out: Path | None = None
     emit_only: bool = False
     verify: bool = False
-    environment: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     progress: Progress = quiet
 
 
@@ -68,6 +68,15 @@ def lower(graph: Graph, options: BuildOptions, backend: Backend | None = None) -
     lowered = run_pipeline(graph, backend.target, options.passes, options.verify)
     check_supported(lowered.graph, backend)
     return lowered
+
+
+def check_options(options: BuildOptions) -> Backend:
+    """The backend. Raises GraphError for one, a SoC, a dtype or an option of a pass that is not
+    there."""
+    backend = find_backend(options.backend, options.soc)
+    check_dtype(options.dtype, backend)
+    configured(passes_for(backend.target), options.passes, backend.target)
+    return backend
 
 
 def check_dtype(dtype: str, backend: Backend) -> None:

@@ -18,6 +18,7 @@ from graphdsl.ir import BUILT, DTYPES, FLOATS, Layout, Size, TensorType
 from graphdsl.layout import LAYOUTS
 
 _TERM = re.compile(r"\s*(\w+)(\?)?\[([^\]]*)\](?::(\w+))?(?:@([^\s,]*))?\s*(,|$)")
+_DIM = re.compile(r"\*?[^\W\d]\w*|\d+")
 
 
 @dataclass(frozen=True)
@@ -133,10 +134,20 @@ def parse_terms(text: str) -> tuple[Term, ...]:
             raise GraphError(f"signature: no dtype {dtype!r}", hint=f"dtypes: {', '.join(BUILT)}, "
                              "or one capital letter for the same dtype in several places")
         dims = tuple(d.strip() for d in axes.split(",") if d.strip())
+        _check_dims(name, dims)
         terms.append(Term(name, dims, dtype or "T", bool(optional),
                           None if layout is None else _layout(name, dims, layout)))
         at = match.end()
     return tuple(terms)
+
+
+def _check_dims(name: str, dims: tuple[str, ...]) -> None:
+    """Raises GraphError for an axis that is no name: it would be a size of that text."""
+    odd = next((d for d in dims if not _DIM.fullmatch(d)), None)
+    if odd is not None:
+        raise GraphError(f"signature: {odd!r} in {name}[{', '.join(dims)}] is neither a name nor a "
+                         "number", hint="a size that is computed is a field or property of the "
+                         "config: give it a name there")
 
 
 def _layout(name: str, dims: tuple[str, ...], text: str) -> Layout:

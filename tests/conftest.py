@@ -70,6 +70,20 @@ def class_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def emulation(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache folder in which ATB's emulation is: builds that are given it compile only their own
+    sources. Workers of one session share it."""
+    from graphdsl.backends.ascend.emulation_build import build_emulation
+
+    folder = tmp_path_factory.getbasetemp().parent / "ascend-cache"
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        build_emulation(folder, os.environ)
+    return folder
+
+
 @pytest.fixture
 def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
     """`golden(name, text)`: the text is that of tests/golden/NAME."""

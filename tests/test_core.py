@@ -272,6 +272,8 @@ BAD_LAYERS: list[tuple[str, Callable[..., Any], str]] = [
     ("", lambda self, x: x, "Made has no signature"),
     ("x[batch -> y[batch]", lambda self, x: x, "cannot read"),
     ("x[batch]:half -> y[batch]", lambda self, x: x, "no dtype 'half'"),
+    ("x[batch, n] -> y[batch, 2*n]", lambda self, x: ops.concat(x, x, axis=1),
+     r"'2\*n' in y\[batch, 2\*n\] is neither a name nor a number(.|\n)*of the config"),
 ]
 
 

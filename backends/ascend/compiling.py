@@ -18,7 +18,9 @@ from .emulation_build import INCLUDE, build_emulation
 from .units import Tools, Unit, keep
 
 FLAGS = ("-std=c++17", "-O1", "-fPIC", "-Wall", "-Wextra", "-Werror")
-GENERATED, RUNNER = "generated.cpp", "runner.o"
+RUNNER = "runner.o"
+GENERATED = "all-generated.cpp"
+"""No name of a Layer, whose own file it would take the place of."""
 
 
 def compile_library(build: Path, manifest: str, library: Path, environment: Mapping[str, str],

@@ -181,8 +181,8 @@ def _pointwise(kind: str) -> Rule:
         numbers = [v for v in node.inputs if v.node is not None and v.node.op is constant]
         if numbers:
             assert numbers[0].node is not None
-            raise GraphError(f"{node.name} with the number {numbers[0].node.attr['value']}: ATB "
-                             "adds no numbers to tensors", node.loc,
+            raise GraphError(f"{node.name} with the number {numbers[0].node.attr['value']}: ATB's "
+                             f"Elewise {kind} takes tensors alone", node.loc,
                              "make it a Param of one value, or of the width of the other operand")
         y = node.outputs[0]
         if all(v.shape == y.shape for v in node.inputs):
@@ -287,9 +287,13 @@ def index_of(value: Value) -> Value | None:
 def _embedding(b: Builder, node: Node) -> None:
     table, ids = (node.inputs if node.name == "gather" else node.inputs[::-1])
     given = index_of(ids)
-    if given is None or not table.is_param:
+    if given is None:
         raise GraphError(f"{node.name}: the numbers of rows are computed", node.loc,
-                         "rows are looked up in a param, by an input of whole numbers")
+                         "rows are looked up by an input of whole numbers")
+    if not table.is_param:
+        what = "computed" if table.node else f"{table.kind or 'input'} {table.name!r}"
+        raise GraphError(f"{node.name}: its table, {table.type}, is {what}", node.loc,
+                         "rows are looked up in a param")
     lead, _ = b.setting.axes.checked(ids, node)
     limit = table.shape[0]
     assert isinstance(limit, int)

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from graphdsl.backend import Target, find_backend
+from graphdsl.backend import Target
 from graphdsl.borders.atb_caches import ORDER, caches_for
 from graphdsl.borders.atb_param import check_param
 from graphdsl.borders.masks import with_mask
-from graphdsl.builder import BuildOptions, build_graph, check_dtype
+from graphdsl.builder import BuildOptions, build_graph, check_options
 from graphdsl.errors import GraphError
 from graphdsl.ir import Graph, size_value
 from graphdsl.layer import Layer, trace
@@ -73,9 +73,7 @@ class AtbLayer:
     """
 
     def __init__(self, layer: Layer, options: BuildOptions, reserve: int = 1024) -> None:
-        backend = find_backend(options.backend, options.soc)
-        check_dtype(options.dtype, backend)
-        self._target = backend.target
+        self._target = check_options(options).target
         layouts = {**options.passes, "kv_layout": _layout(self._target)}
         self._options = replace(options, passes=layouts, out=None)
         self._graph = trace(layer, options.dtype)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphdsl.backend import find_backend
-from graphdsl.builder import check_dtype
+from graphdsl.builder import BuildOptions, check_options
 from graphdsl.commands.session import Session, check_folder, say
 from graphdsl.errors import GraphError
 from graphdsl.hf.generate import Completion, Step, collect, generate
@@ -19,7 +19,6 @@ from graphdsl.hf.sampling import Sampling
 from graphdsl.hf.stream import TextStream
 from graphdsl.hf.tokenizer import encode_prompt
 from graphdsl.lazy import torch
-from graphdsl.passes.pipeline import configured, passes_for
 from graphdsl.quant import Quant
 
 if TYPE_CHECKING:
@@ -30,11 +29,11 @@ def run(args: argparse.Namespace, session: Session) -> int:
     """Prints the text of every prompt, then the speed, then with --ids the new ids."""
     texts = _texts(args)
     backend = find_backend(args.backend, args.soc)
-    check_dtype(args.dtype or backend.target.model_dtype, backend)
-    configured(passes_for(backend.target), dict(args.passes), backend.target)
+    options = session.options(args, args.dtype or backend.target.model_dtype)
+    check_options(options)
     check_folder("GRAPHDSL_CACHE", session.cache)
     Sampling(**_choices(args))
-    model = _open(args, session, args.dtype or backend.target.model_dtype)
+    model = _open(args, session, options)
     # Ids in and ids out need no tokenizer, so a model without one will do.
     has_text = not (args.prompt_ids is not None and args.ids)
     tokenizer: Any = model.tokenizer if has_text or args.stop else None
@@ -85,11 +84,10 @@ def _choices(args: argparse.Namespace) -> dict[str, Any]:
             "repetition_penalty": args.repetition_penalty}
 
 
-def _open(args: argparse.Namespace, session: Session, dtype: str) -> LanguageModel:
+def _open(args: argparse.Namespace, session: Session, options: BuildOptions) -> LanguageModel:
     from graphdsl.hf.model import open_model
 
     session.progress.begin("model")
-    options = session.options(args, dtype)
     model = open_model(_name(args.model), options, quantize=args.quantize, act=args.act)
     session.progress.done("model", f"{model.checkpoint.path.name}, "
                                    f"{model.checkpoint.settings.layers} layers, {options.dtype}")

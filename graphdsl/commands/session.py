@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import TextIO
 
 from graphdsl.backend import find_backend
-from graphdsl.builder import BuildOptions, check_dtype
+from graphdsl.builder import BuildOptions, check_options
 from graphdsl.errors import GraphError
-from graphdsl.passes.pipeline import configured, passes_for
 from graphdsl.passes.quantise import check_quants, quantised
 from graphdsl.quant import asked
 from graphdsl.source import Source, load_source
@@ -65,14 +64,13 @@ class Session:
     def source(self, args: argparse.Namespace) -> Source:
         """The file that the arguments name, traced. Raises GraphError for a backend, dtype or pass
         that is not there, before the file is run."""
-        backend = find_backend(args.backend, args.soc)
-        check_dtype(args.dtype or backend.target.layer_dtype, backend)
-        configured(passes_for(backend.target), dict(args.passes), backend.target)
+        target = find_backend(args.backend, args.soc).target
+        usual = target.layer_dtype
+        check_options(self.options(args, args.dtype or usual))
         if args.quantize:
-            check_quants(backend.target)
+            check_quants(target)
         self.progress.begin("trace")
-        source = load_source(args.file, dict(args.settings), args.dtype,
-                             default=backend.target.layer_dtype)
+        source = load_source(args.file, dict(args.settings), args.dtype, default=usual)
         self.progress.clear()
         quant = asked(args.quantize, args.act, source.dtype)
         if quant is None:

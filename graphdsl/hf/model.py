@@ -102,6 +102,10 @@ class LanguageModel:
     options: BuildOptions
     choice: Choice = PLAIN
 
+    def __repr__(self) -> str:
+        return (f"LanguageModel({self.checkpoint.path.name!r}, backend={self.options.backend!r}, "
+                f"dtype={self.options.dtype!r})")
+
     @property
     def vocab(self) -> int:
         return self.checkpoint.settings.vocab

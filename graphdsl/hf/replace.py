@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graphdsl.builder import BuildOptions
+from graphdsl.builder import BuildOptions, check_options
 from graphdsl.errors import GraphError
 from graphdsl.hf.caches import LayerCache
 from graphdsl.hf.config import read_family
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 RESERVE = 1024
+ORDER = "bnsd"
 REFUSED = {"output_attentions": "attention weights are never made",
            "output_router_logits": "what routers say stays inside of the layers"}
 """What a model may be asked for and built layers do not give."""
@@ -67,6 +68,7 @@ def replace_layers(model: Any, options: BuildOptions, reserve: int = RESERVE) ->
     base, modules = _modules(model, family)
     _check(model, modules, reserve)
     options = dataclasses.replace(options, dtype=_dtype(model))
+    _check_backend(options)
     builds: dict[str, LayerBuild] = {}
     shared, copied = Shared(), Counter[str]()
     stand_ins = []
@@ -83,6 +85,15 @@ def replace_layers(model: Any, options: BuildOptions, reserve: int = RESERVE) ->
     return Replaced(tuple(stand_ins), copied)
 
 
+def _check_backend(options: BuildOptions) -> None:
+    """Raises GraphError for a backend that cannot run where transformers keeps its caches."""
+    target = check_options(options).target
+    if ORDER not in target.kv_orders:
+        raise GraphError(f"replace_layers: transformers keeps its caches as {ORDER}, and the "
+                         f"{target.name} backend takes {', '.join(sorted(target.kv_orders))}",
+                         hint='backend="cpu"; a graphdsl.borders.atb.AtbLayer runs on both')
+
+
 def _operators(layer: Layer, builds: dict[str, LayerBuild],
                options: BuildOptions) -> LayerOperators:
     """The operators of a Layer; those that are traced to the same graph share a build."""
@@ -92,7 +103,7 @@ def _operators(layer: Layer, builds: dict[str, LayerBuild],
 
 def _pinned(layer: Any, dtype: str) -> Graph:
     """The graph of a Layer whose cache lies as that of transformers does."""
-    layer.kv = dataclasses.replace(layer.kv, layout="bnsd")
+    layer.kv = dataclasses.replace(layer.kv, layout=ORDER)
     return trace(layer, dtype)
 
 

@@ -44,10 +44,13 @@ def samples(graph: Graph, seed: int, dims: Mapping[str, int] | None = None, *, p
     row that is taken is of padding), indices that fit their tables."""
     generator = torch.Generator().manual_seed(seed)
     sizes = small_dims(graph) | dict(dims or {})
-    limits = dict(_limits(graph))
+    found = list(_limits(graph))
+    places = {leaf for leaf, limit in found if limit is None}
+    limits = {leaf: limit for leaf, limit in found if limit is not None}
 
     def tensors(leaves: tuple[Value, ...]) -> dict[str, Tensor]:
-        return {v.name: _positions(v, sizes, past, padded) if limits.get(v, 4) is None
+        # Positions that rows are looked up by are never those of padding, which have no row.
+        return {v.name: _positions(v, sizes, past, padded and v not in limits) if v in places
                 else _sample(v, sizes, limits, generator) for v in leaves}
 
     inputs = tensors(graph.inputs)
@@ -71,7 +74,7 @@ def _small(dim: Dim, wanted: int) -> int:
     return min(max(SMALL.get(dim.name, wanted), dim.lo), dim.hi)
 
 
-def _sample(leaf: Value, dims: Mapping[str, int], limits: Mapping[Value, Size | None],
+def _sample(leaf: Value, dims: Mapping[str, int], limits: Mapping[Value, Size],
             generator: Generator) -> Tensor:
     shape = [size_value(size, dims) for size in leaf.shape]
     if leaf.dtype in FLOATS:
@@ -82,9 +85,8 @@ def _sample(leaf: Value, dims: Mapping[str, int], limits: Mapping[Value, Size | 
         return made.to(torch_dtype(leaf.dtype))
     if leaf.dtype == "bool":
         return torch.rand(shape, generator=generator) < 0.7
-    limit = limits.get(leaf, 4)
-    assert limit is not None, leaf.name
-    return torch.randint(0, size_value(limit, dims), shape, generator=generator).int()
+    limit = size_value(limits.get(leaf, 4), dims)
+    return torch.randint(0, limit, shape, generator=generator).int()
 
 
 def _positions(leaf: Value, dims: Mapping[str, int], past: int, padded: bool) -> Tensor:

@@ -35,8 +35,8 @@ int gdsl_plan_destroy(gdsl_plan* plan);
  * its turns, and the nanoseconds at the barrier before it. */
 int64_t gdsl_times(gdsl_plan* plan, const int64_t** times);
 
-/* A quantised weight [n, k]: int8 values, and f32 scales and offsets [n, k / group] (one a row where
- * the group is 0); offsets are null in a format without. */
+/* A quantised weight [n, k]: int8 values, and f32 scales and offsets [n, k / group] (one a row
+ * where the group is 0); offsets are null in a format without. */
 typedef struct gdsl_quantised {
   const int8_t* values;
   const float* scales;

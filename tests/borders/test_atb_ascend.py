@@ -43,10 +43,9 @@ Execute = Callable[[Sequence["Tensor | None"]], list[Tensor]]
 
 
 @pytest.fixture(scope="session")
-def ascend(tmp_path_factory: pytest.TempPathFactory) -> BuildOptions:
-    """The folder in which other tests have the emulation as well."""
-    cache = tmp_path_factory.getbasetemp().parent / "ascend-cache"
-    return BuildOptions(cache=cache, backend="ascend", dtype="f16", environment=dict(os.environ))
+def ascend(emulation: Path) -> BuildOptions:
+    return BuildOptions(cache=emulation, backend="ascend", dtype="f16",
+                        environment=dict(os.environ))
 
 
 def layer_for(options: BuildOptions, **changes: Any) -> AtbLayer:

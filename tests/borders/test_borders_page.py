@@ -11,9 +11,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "borders.md"
 
 
 @pytest.mark.full
-def test_the_examples(tmp_path_factory: pytest.TempPathFactory, class_cache: Path,
-                      monkeypatch: pytest.MonkeyPatch) -> None:
-    cache = tmp_path_factory.getbasetemp().parent / "ascend-cache"  # the emulation is there
+def test_the_examples(emulation: Path, class_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GRAPHDSL_CACHE", str(class_cache))
     monkeypatch.delenv("ATB_HOME_PATH", raising=False)
     monkeypatch.delenv("ASCEND_HOME_PATH", raising=False)
@@ -21,4 +19,4 @@ def test_the_examples(tmp_path_factory: pytest.TempPathFactory, class_cache: Pat
     blocks = re.findall("```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     assert len(blocks) == 4
     for block in blocks:
-        exec(block.replace('Path("build")', f"Path({str(cache)!r})"), names)
+        exec(block.replace('Path("build")', f"Path({str(emulation)!r})"), names)

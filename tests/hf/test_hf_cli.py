@@ -131,5 +131,20 @@ def test_the_dtype_of_a_model_is_the_backends_own(backend: str, dtype: str, mode
     soc = ["--soc", "310p"] if backend == "ascend" else []
     code, _, error = generate(model, "--prompt-ids", PROMPT, "--ids", "--backend", backend, *soc)
     assert (code, f"builds {dtype}" in error) == (2, True)
-    assert load_model(model, backend, soc=soc[-1] if soc else "").options.dtype == dtype
-    assert load_model(model, backend, dtype="f32").options.dtype == "f32"
+    loaded = load_model(model, backend, soc=soc[-1] if soc else "")
+    assert loaded.options.dtype == dtype
+    assert repr(loaded) == f"LanguageModel({model.name!r}, backend={backend!r}, dtype={dtype!r})"
+    assert "PATH" in loaded.options.environment
+    assert "PATH" not in repr(loaded.options)
+    assert load_model(model, "cpu", dtype="f32").options.dtype == "f32"
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"dtype": "f32"}, "builds no layers of f32"),
+    ({"dtype": "bf16", "soc": "310p"}, "builds no layers of bf16: a 310p has none"),
+    ({"soc": "310"}, "no SoC 310"),
+    ({"passes": {"weight_format": {"format": "zz"}}}, "'zz' is not a choice"),
+])
+def test_models_are_refused_before_they_are_fetched(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(GraphError, match=message):
+        load_model("no-such-model", "ascend", **options)

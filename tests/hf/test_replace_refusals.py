@@ -258,3 +258,12 @@ def test_public_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     name = "swap_layers"
     with pytest.raises(AttributeError, match="no attribute 'swap_layers'"):
         getattr(graphdsl.hf, name)
+
+
+def test_a_backend_that_reads_other_caches_is_refused() -> None:
+    model = llama().half()
+    before = list(model.model.layers)
+    with pytest.raises(GraphError, match=r"keeps its caches as bnsd, and the ascend backend takes "
+                       r"bsnd(?s:.)*AtbLayer"):
+        public(model, backend="ascend")
+    assert list(model.model.layers) == before

@@ -20,6 +20,7 @@ from graphdsl.passes.pipeline import run_pipeline
 from graphdsl.passes.quantise import quantised
 from graphdsl.plan import Plan, dims_of, ports_of
 from graphdsl.quant import Quant, Quantised, concat_rows, round_to_nearest
+from graphdsl.runtime.device import Device
 from graphdsl.runtime.weights import WeightFormat
 
 TARGET = replace(BACKEND.target, quants=True)
@@ -84,7 +85,7 @@ def opened(formats: Mapping[str, str], dtype: str = "f32") -> tuple[WeightFormat
     manifest = manifest_of(plan, source, Identity("cpu", dtype, ()))
     found = [Quant(**p["quant"]) if "quant" in p else None for p in manifest["params"]]
     library = Recorder([p["shape"] for p in manifest["params"]], found)
-    return WeightFormat("Parts", manifest, cast(Any, library)), library
+    return WeightFormat("Parts", manifest, cast(Any, library), Device()), library
 
 
 def floats(seed: int = 0) -> dict[str, torch.Tensor]:

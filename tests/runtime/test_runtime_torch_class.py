@@ -15,6 +15,7 @@ import pytest
 import torch
 from runtime_layers import SLOTS, Block, built, child_result, close, opened, session, steps
 
+from graphdsl.api import register_torch_class
 from graphdsl.errors import GraphError, ToolError
 from graphdsl.runtime.door import torch_op
 from graphdsl.runtime.operator import Operator, load
@@ -125,6 +126,13 @@ def test_names(block: Operator, pair: Operator, class_cache: Path) -> None:
     assert len(second.execute([X, POSITIONS, *caches(block)])) == 1
     with pytest.raises(RuntimeError, match=r"no operation Nothing is registered\n.*named"):
         torch.classes.graphdsl.Operation("Nothing")
+
+
+@pytest.mark.parametrize("other", ["layer", Path])
+def test_what_is_no_operator_is_refused(other: Any) -> None:
+    with pytest.raises(GraphError, match=rf"torch_class: {type(other).__name__} is neither an Oper"
+                       r"(?s:.)*hint: graphdsl\.build"):
+        register_torch_class(other)
 
 
 def test_weights_have_to_be_bound(block_path: Path, class_cache: Path) -> None:

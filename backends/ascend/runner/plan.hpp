@@ -46,8 +46,11 @@ class Plan {
 
   Plan(const Plan&) = delete;
   Plan& operator=(const Plan&) = delete;
-  // What is queued may still read what is freed now.
-  ~Plan() { session_->Finish(); }
+  // What is queued may still read what is freed now. Any thread may let go of a plan.
+  ~Plan() {
+    const std::lock_guard<std::mutex> lock(session_->busy);
+    session_->Finish();
+  }
 
   void Bind(uint32_t port, void* pointer) { pointers_.at(port) = pointer; }
 

@@ -1,8 +1,7 @@
-"""The emulation of ATB, compiled once for all tests."""
+"""What is compiled once for all tests of the ascend backend."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 from pathlib import Path
 
@@ -11,18 +10,6 @@ from opscase import Ops, link_ops
 from sanitizecase import Sanitized
 
 from graphdsl.backends.ascend.emulation_build import build_emulation
-
-
-@pytest.fixture(scope="session")
-def emulation(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache folder in which the archive is: builds that are given it compile only their own
-    sources. Workers of one session share it."""
-    folder = tmp_path_factory.getbasetemp().parent / "ascend-cache"
-    folder.mkdir(exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        build_emulation(folder, os.environ)
-    return folder
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from graphdsl.backends.ascend.lowering import program_of
 from graphdsl.backends.ascend.target import target
 from graphdsl.ir import Graph as Traced
 from graphdsl.layer import Layer, trace
-from graphdsl.models import glm, gpt2, llama, qwen
+from graphdsl.models import chatglm, glm, gpt2, llama, qwen
 from graphdsl.passes.pipeline import Options, run_pipeline
 
 SIZES: dict[str, Any] = {"vocab": 48, "hidden": 64, "heads": 4, "kv_heads": 2, "ffn": 96,
@@ -17,6 +17,7 @@ SIZES: dict[str, Any] = {"vocab": 48, "hidden": 64, "heads": 4, "kv_heads": 2, "
 LLAMA = llama.Config(**SIZES, head_dim=16)
 QWEN = qwen.Config(**SIZES, head_dim=16)
 GLM = glm.Config(**SIZES, head_dim=32, rotary_dim=16)
+CHATGLM = chatglm.Config(**SIZES, head_dim=32)
 GPT2 = gpt2.Config(vocab=48, hidden=64, heads=4, ffn=96, layers=2, max_positions=64)
 
 

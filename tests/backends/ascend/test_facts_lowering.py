@@ -8,7 +8,7 @@ from itertools import product
 from typing import Any
 
 import pytest
-from lowercase import GLM, GPT2, LLAMA, QWEN, SIZES, graph, program
+from lowercase import CHATGLM, GLM, GPT2, LLAMA, QWEN, graph, program
 
 from graphdsl.backends.ascend.atb import (
     BLOCKS,
@@ -27,7 +27,7 @@ from graphdsl.models import chatglm, glm, gpt2, llama, qwen
 LAYERS: dict[str, Callable[[], Layer]] = {
     "llama": lambda: llama.LlamaLayer(LLAMA), "qwen2": lambda: qwen.Qwen2Layer(QWEN),
     "qwen3": lambda: qwen.Qwen3Layer(QWEN), "glm4": lambda: glm.GlmLayer(GLM),
-    "chatglm2": lambda: chatglm.ChatGLM2Layer(chatglm.Config(**SIZES, head_dim=32)),
+    "chatglm2": lambda: chatglm.ChatGLM2Layer(CHATGLM),
     "gpt2": lambda: gpt2.GPT2Layer(GPT2)}
 CASES = [pytest.param(*case, id="-".join(case))
          for case in product(LAYERS, ("910b", "310p"))]

@@ -135,7 +135,11 @@ REFUSED: dict[str, tuple[Body, str, str]] = {
     "sigmoid": (lambda s, x, m, p: sigmoid(x), "sigmoid: ATB has no such", "silu"),
     "exp": (lambda s, x, m, p: exp(x), "exp: ATB has no such", "softmax"),
     "maximum": (lambda s, x, m, p: maximum(x, m), "maximum: ATB has no such", "--backend cpu"),
-    "number": (lambda s, x, m, p: x + 1.5, "add with the number 1.5", "make it a Param"),
+    "number": (lambda s, x, m, p: x + 1.5, "add with the number 1.5: ATB's Elewise ADD takes",
+               "make it a Param"),
+    "number over": (lambda s, x, m, p: 1.0 / x,
+                    "div with the number 1.0: ATB's Elewise REALDIV takes tensors alone",
+                    "make it a Param"),
     "norm without bias": (lambda s, x, m, p: layer_norm(x, s.g, eps=1e-5), "without a bias",
                           "param of zeros"),
     "whole numbers": (lambda s, x, m, p: x * cast(cast(p, dtype="f32"), dtype="f16")[..., None],
@@ -153,6 +157,20 @@ def test_what_atb_has_not_is_refused(case: str) -> None:
     assert hint in caught.value.hint
     assert caught.value.loc is not None
     assert caught.value.loc.file == __file__
+
+
+def test_a_table_that_is_an_input_is_refused() -> None:
+    class Given(Layer):
+        signature = "ids[batch, tokens]:i32, rows[9, 32] -> y[batch, tokens, 32]"
+
+        def forward(self, ids: Value, rows: Value) -> Value:
+            found: Value = embedding(ids, rows)
+            return found
+
+    with pytest.raises(GraphError, match=r"embedding: its table, f16\[9, 32\], is input 'rows'"
+                       r"(?s:.)*looked up in a param") as caught:
+        program(Given())
+    assert caught.value.loc is not None
 
 
 def test_angles_that_every_layer_makes_are_refused() -> None:

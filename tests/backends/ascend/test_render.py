@@ -14,6 +14,7 @@ from rendercase import KV_HEADS, Case, Llama, linear_add, node
 
 import graphdsl.backends.ascend.render as rendering
 from graphdsl.backends.ascend.atb import ROWS, DataType, Enum, Graph, Phase, Run, Tensor
+from graphdsl.backends.ascend.compiling import GENERATED
 from graphdsl.backends.ascend.render import places, render, render_graph, runner_files
 from graphdsl.errors import Loc
 from graphdsl.expr import Poly
@@ -163,3 +164,7 @@ def test_memory_is_shared_only_where_every_phase_allows_it() -> None:
     program = replace(linear_add().program, kept=kept(3),
                       phases=(chain("012"), replace(chain("0120"), name="decode")))
     assert places(program) == [0, 1, 2]
+
+
+def test_no_layer_has_the_name_of_the_source_that_includes_its_own() -> None:
+    assert not Path(GENERATED).stem.isidentifier()

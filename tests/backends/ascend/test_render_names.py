@@ -12,12 +12,16 @@ from itertools import product
 from pathlib import Path
 
 import pytest
-from lowercase import GLM, GPT2, LLAMA, program
+from lowercase import CHATGLM, GLM, GPT2, LLAMA, QWEN, program
 from rendercase import Llama, flowing_zoo, linear_add
 
+from graphdsl.backend import find_backend
 from graphdsl.backends.ascend import render as rendering
 from graphdsl.backends.ascend.render import render, render_graph, runner_files
-from graphdsl.models import glm, gpt2, llama
+from graphdsl.borders.masks import with_mask
+from graphdsl.layer import trace
+from graphdsl.models import chatglm, glm, gpt2, llama, qwen
+from graphdsl.passes.pipeline import run_pipeline
 
 
 def words(text: str) -> frozenset[str]:
@@ -32,8 +36,8 @@ METHODS = words("""InferShape GetInputNum GetOutputNum Setup Execute SetExecuteS
 
 ACL = words("""aclDataType aclFormat aclError aclrtStream aclInit aclrtSetDevice
 aclrtCreateStream aclrtDestroyStream aclrtSynchronizeStream aclrtMalloc aclrtFree aclrtMemcpy
-ACL_DT_UNDEFINED ACL_FLOAT ACL_FLOAT16 ACL_BF16 ACL_INT32 ACL_FORMAT_ND ACL_FORMAT_FRACTAL_NZ
-ACL_MEM_MALLOC_HUGE_FIRST ACL_MEMCPY_HOST_TO_DEVICE""")
+ACL_DT_UNDEFINED ACL_FLOAT ACL_FLOAT16 ACL_BF16 ACL_INT32 ACL_BOOL ACL_FORMAT_ND
+ACL_FORMAT_FRACTAL_NZ ACL_MEM_MALLOC_HUGE_FIRST ACL_MEMCPY_HOST_TO_DEVICE""")
 
 FREE = frozenset(f"ACTIVATION_{name}" for name in (
     "RELU", "GELU", "FAST_GELU", "SWISH", "LOG", "SWIGLU_FORWARD", "SIGMOID"))
@@ -94,11 +98,16 @@ def _sources() -> Iterator[tuple[str, str]]:
     for case in (Llama().case(), Llama("bf16").case(), linear_add()):
         yield from render(case.program, case.ports, case.dims).items()
     yield "src/Zoo.cpp", render_graph(flowing_zoo())
-    layers = (llama.LlamaLayer(LLAMA), glm.GlmLayer(GLM), gpt2.GPT2Layer(GPT2))
+    layers = (llama.LlamaLayer(LLAMA), qwen.Qwen3Layer(QWEN), glm.GlmLayer(GLM),
+              chatglm.ChatGLM2Layer(CHATGLM), gpt2.GPT2Layer(GPT2))
     for layer, soc, policy in product(layers, ("910b", "310p"), ("paged", "contiguous")):
         phases = program(layer, soc=soc, policy=policy).phases
         for graph in dict.fromkeys(g for phase in phases for g in phase.graphs):
             yield f"{soc}/{policy}/{graph.name}.cpp", render_graph(graph)
+    backend = find_backend("ascend")
+    masked = with_mask(trace(llama.LlamaLayer(LLAMA), "f16"), "bool")
+    lowered = run_pipeline(masked, backend.target, {"kv_layout": {"policy": "contiguous"}})
+    yield from backend.render(backend.plan(lowered), "").items()
 
 
 def code(text: str) -> str:

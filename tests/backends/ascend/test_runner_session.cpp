@@ -1,5 +1,7 @@
 // A library whose one graph is a pretended operation that counts what is asked of it, and graphs
 // that ATB refuses.
+#include <thread>
+
 #include "runner.cpp"
 
 namespace {
@@ -12,6 +14,7 @@ struct Counts {
   void* contexts;  // of the last run, on the device
   const void* host_contexts;
   int32_t waits;
+  volatile int32_t hold;  // a run that has begun ends when it is 0
 };
 Counts counts{};
 
@@ -38,6 +41,7 @@ class Counting : public atb::Operation {
     counts.contexts = pack.inTensors[1].deviceData;
     counts.host_contexts = pack.inTensors[1].hostData;
     if (bytes != counts.workspace || pack.inTensors[0].hostData) return atb::ERROR_INVALID_PARAM;
+    while (counts.hold) std::this_thread::yield();
     if (counts.fail_at_execute == counts.executes) return atb::ERROR_RT_FAIL;
     const auto* in = static_cast<const float*>(pack.inTensors[0].deviceData);
     auto* out = static_cast<float*>(pack.outTensors[0].deviceData);

@@ -6,6 +6,8 @@ import ctypes
 import os
 import shutil
 import subprocess
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +28,8 @@ class Counts(ctypes.Structure):
                 ("fail_at_setup", ctypes.c_int32), ("fail_at_execute", ctypes.c_int32),
                 ("workspace", ctypes.c_uint64), ("stream", ctypes.c_void_p),
                 ("memory", ctypes.c_void_p), ("contexts", ctypes.c_void_p),
-                ("host_contexts", ctypes.c_void_p), ("waits", ctypes.c_int32))
+                ("host_contexts", ctypes.c_void_p), ("waits", ctypes.c_int32),
+                ("hold", ctypes.c_int32))
 
 
 @dataclass
@@ -200,6 +203,28 @@ def test_results_of_steps_without_a_stream_are_there(session: Session) -> None:
         places.add(session.counts.contexts)
     assert session.counts.waits == 4, "one a step"
     assert len(places) == 1
+
+
+def test_a_plan_that_another_thread_lets_go_of_waits_for_a_step(session: Session) -> None:
+    """Else it would count as waited for what the step has yet to queue."""
+    session.step(ones(1), [3])
+    other = session.plans.pop(1)
+    session.step(ones(2), [3, 4])
+    session.counts.executes, session.counts.hold = 0, 1
+    step = threading.Thread(target=session.step, args=(ones(2), [3, 4]))
+    step.start()
+    while session.counts.executes == 0:
+        time.sleep(0.001)
+    session.counts.waits = 0
+    end = threading.Thread(target=session.library.gdsl_plan_destroy, args=(other,))
+    end.start()
+    end.join(0.05)
+    waits = session.counts.waits
+    session.counts.hold = 0
+    step.join()
+    end.join()
+    assert waits == 0
+    assert session.counts.waits == 2
 
 
 def test_operations_end_with_the_last_plan(session: Session) -> None:

@@ -91,8 +91,9 @@ template <class Q, class T> void test_matmul(int threads, i64 rows, i64 n, i64 k
         want.push_back(rows > gd::product::few_rows ? exact.back() : dot(few, r, w[i], c));
       }
     const i64 name = 1000 * Q::bits + Q::group;
-    close(y[i], want, tolerance<T>, "quant matmul", name, rows, n * 10000 + k);
-    close(y[i], exact, Q::int_act ? .03 : tolerance<T>, "rounded rows", name, rows, n * 10000 + k);
+    const double bound = 2 * tolerance<T>;  // the blocked path may round weights to bf16
+    close(y[i], want, bound, "quant matmul", name, rows, n * 10000 + k);
+    close(y[i], exact, Q::int_act ? .03 : bound, "rounded rows", name, rows, n * 10000 + k);
   }
 }
 

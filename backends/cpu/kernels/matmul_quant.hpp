@@ -39,13 +39,24 @@ GD_INLINE I multiply_pairs(S a, S b) {
 }
 #endif
 
+// Compilers add whole numbers in an order of their own, for which the registers are too few.
+GD_INLINE void keep_order(I& acc) {
+#if defined(GD_MADD)
+  __asm__("" : "+v"(acc));
+#else
+  (void)acc;
+#endif
+}
+
 // acc + the products of two numbers of 16 bits.
 GD_INLINE I add_pairs(I acc, S a, S b) {
 #if defined(GD_VNNI)
   __asm__("vpdpwssd %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b));
   return acc;
 #else
-  return acc + multiply_pairs(a, b);
+  acc += multiply_pairs(a, b);
+  keep_order(acc);
+  return acc;
 #endif
 }
 // acc + the products of four bytes, w without and x with a sign.  Where bytes are multiplied into
@@ -56,7 +67,11 @@ template <int Bits> GD_INLINE I add_bytes(I acc, I w, I x) {
   return acc;
 #else
 #if defined(GD_MADD)
-  if constexpr (Bits == 4) return (I)((S)acc + multiply_bytes(w, x));
+  if constexpr (Bits == 4) {
+    acc = (I)((S)acc + multiply_bytes(w, x));
+    keep_order(acc);
+    return acc;
+  }
 #endif
   acc = add_pairs(acc, (S)(w & 0x00ff00ff), (S)((US)x << 8) >> 8);
   return add_pairs(acc, (S)((US)w >> 8), (S)x >> 8);
@@ -165,20 +180,24 @@ template <class Q> struct FloatRows {
     constexpr int last = Q::per_word - 1;
 #pragma GCC unroll 8
     for (int i = 0; i <= last; ++i) {
-      __asm__ volatile("" ::: "memory");
-      F number[Rows];
-#pragma GCC unroll 6
-      for (int r = 0; r < Rows; ++r) number[r] = splat(x[r]->x[word * Q::per_word + i]);
+      // Words of several panels are read again: there are too few registers to keep them.
+      if constexpr (Panels > 1) __asm__ volatile("" ::: "memory");
 #pragma GCC unroll 4
-      for (int p = 0; p < Panels; ++p)
+      for (int p = 0; p < Panels; ++p) {
+        F weight[V];
 #pragma GCC unroll 4
         for (int v = 0; v < V; ++v) {
           const U u = load_raw<U>(w + p * panel_bytes + v * W * 4, Full{});
-          const F weight = to_f(
+          weight[v] = to_f(
               (I)(i == last ? u ^ 0x80000000 : u & ((2u << (i * Q::bits + Q::bits - 1)) - 1)));
-#pragma GCC unroll 6
-          for (int r = 0; r < Rows; ++r) acc[p][r][v] = fma(number[r], weight, acc[p][r][v]);
         }
+#pragma GCC unroll 6
+        for (int r = 0; r < Rows; ++r) {
+          const F number = splat(x[r]->x[word * Q::per_word + i]);
+#pragma GCC unroll 4
+          for (int v = 0; v < V; ++v) acc[p][r][v] = fma(number, weight[v], acc[p][r][v]);
+        }
+      }
     }
   }
 };
@@ -358,8 +377,8 @@ struct Reader<T, Quant<Bits, Group, Offset, Scale, IntAct>> {
 
 // Bytes of scratch that matmul needs with weights of any format.
 inline i64 quant_scratch(i64 rows, i64 n, i64 k, int nw, int threads) {
-  const i64 few = rows <= product::few_rows ? threads * round_up(rows * quants::row_bytes(k), 64) : 0;
-  return most(few, matmul_scratch(rows, n, k, nw, threads));
+  const i64 own = round_up(rows * quants::row_bytes(k), 64);
+  return most(rows <= product::few_rows ? threads * own : 0, matmul_scratch(rows, n, k, nw, threads));
 }
 
 // As matmul with other weights.

@@ -18,8 +18,8 @@ template <class Q> struct Weight {
   Buffer<Q> packed;
 
   Weight(i64 rows, i64 columns)
-      : n(rows), k(columns), values(n * k), scales(n * groups()), offsets(Q::offset ? n * groups() : 0),
-        packed(gd::quant_bytes<Q>(n, k)) {
+      : n(rows), k(columns), values(n * k), scales(n * groups()),
+        offsets(Q::offset ? n * groups() : 0), packed(gd::quant_bytes<Q>(n, k)) {
     const int low = Q::bits == 4 && Q::offset ? 0 : -(1 << (Q::bits - 1));
     for (i64 i = 0; i < values.n; ++i) values[i] = int8_t(low + below(1 << Q::bits));
     fill(scales, 1. / (1 << Q::bits));

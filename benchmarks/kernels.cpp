@@ -1,14 +1,14 @@
 // The kernels behind a C interface, for benchmarks/kernels.py.
 #include "attention.hpp"
-#include "matmul.hpp"
+#include "matmul_quant.hpp"
 
 using namespace gd;
 
-template <class T>
-static void linear(int threads, const T* x, const T* w, T* y, i64 rows, i64 n, i64 k,
+template <class T, class W>
+static void linear(int threads, const T* x, const W* w, T* y, i64 rows, i64 n, i64 k,
                    char* scratch) {
   run_team(threads, [&](const Team& team) {
-    const T* const weights[1] = {w};
+    const W* const weights[1] = {w};
     matmul<1>(team, x, k, weights, rows, n, k, scratch,
               [&](i64 r, i64 c, auto lanes, F sum) { store(y + r * n + c, sum, lanes); });
   });
@@ -28,12 +28,54 @@ static void attend(int threads, const T* q, const T* k, const T* v, T* out, cons
   run_team(threads, [&](const Team& team) { attention(team, a, scratch); });
 }
 
+// For every format: its bytes, its packing, and a product with rows of bf16 and of f32.
+#define QUANT(name, ...)                                                                          \
+  i64 packed_bytes_##name(i64 n, i64 k) { return quant_bytes<__VA_ARGS__>(n, k); }                \
+  void pack_##name(const int8_t* values, const float* scales, void* to, i64 n, i64 k) {           \
+    pack_quant(values, scales, nullptr, static_cast<__VA_ARGS__*>(to), n, k);                     \
+  }                                                                                               \
+  void linear_##name##_bf16(int threads, const bf16* x, const void* w, bf16* y, i64 rows, i64 n,  \
+                            i64 k, char* scratch) {                                               \
+    linear(threads, x, static_cast<const __VA_ARGS__*>(w), y, rows, n, k, scratch);               \
+  }                                                                                               \
+  void linear_##name##_f32(int threads, const float* x, const void* w, float* y, i64 rows, i64 n, \
+                           i64 k, char* scratch) {                                                \
+    linear(threads, x, static_cast<const __VA_ARGS__*>(w), y, rows, n, k, scratch);               \
+  }
+
 extern "C" {
+QUANT(int8, Quant<8, 0, false, float, false>)
+QUANT(int8_rounded, Quant<8, 0, false, float, true>)
+QUANT(int8_32, Quant<8, 32, false, f16, false>)
+QUANT(int8_32_rounded, Quant<8, 32, false, f16, true>)
+QUANT(int4_32, Quant<4, 32, false, f16, false>)
+QUANT(int4_32_rounded, Quant<4, 32, false, f16, true>)
+
+// Reads `bytes` at 8 places at once, as fast as it can be done.
+float read_bytes(int threads, const char* from, i64 bytes) {
+  float total = 0;
+  run_team(threads, [&](const Team& team) {
+    const Range mine = team.share(bytes / (8 * W * 4));
+    const i64 length = mine.end - mine.begin;
+    F sums[8] = {};
+    for (i64 i = 0; i < length; ++i)
+#pragma GCC unroll 8
+      for (int j = 0; j < 8; ++j)
+        sums[j] += load_raw<F>(from + (mine.begin * 8 + length * j + i) * W * 4, Full{});
+    float own = 0;
+    for (const F& part : sums) own += sum(part);
+    __atomic_store(&total, &own, __ATOMIC_RELAXED);
+  });
+  return total;
+}
+i64 quantised_scratch(i64 rows, i64 n, i64 k, int threads) {
+  return quant_scratch(rows, n, k, 1, threads);
+}
 i64 linear_scratch(i64 rows, i64 n, i64 k, int threads) {
   return matmul_scratch(rows, n, k, 1, threads);
 }
 i64 attend_scratch(const i64* s, int threads) {
-  return attention_scratch(1, s[0], s[1], s[2], s[3], s[4], s[4], threads);
+  return attention_scratch(s[0], s[1], s[2], s[4], s[4], 1, threads);
 }
 i64 packed_bytes_f32(i64 n, i64 k) { return packed_bytes<float>(n, k); }
 i64 packed_bytes_bf16(i64 n, i64 k) { return packed_bytes<bf16>(n, k); }

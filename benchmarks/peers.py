@@ -126,7 +126,8 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
                 figures.append(opened(side, ids, wanted, given.opens))
             except GraphError as error:
                 skipped[label] = error.message
-        for _ in range(given.runs):
+        for run in range(given.runs):
+            print(f"run {run + 1} of {given.runs}", flush=True)
             for each in figures:
                 each.take_turn(ids, given.steps)
     missing = {peer: how for peer, (_, how) in PEERS.items()
@@ -147,15 +148,14 @@ def _machine() -> dict[str, str]:
 
 def table(found: dict[str, Any]) -> str:
     """The figures as Markdown."""
-    columns = ("prefill_tokens_per_s", f"decode_behind_{SHORT}_tokens_per_s",
-               f"decode_behind_{LONG}_tokens_per_s", "first_logits_s")
+    digits = {"prefill_tokens_per_s": 0, f"decode_behind_{SHORT}_tokens_per_s": 0,
+              f"decode_behind_{LONG}_tokens_per_s": 0, "first_logits_s": 2}
     lines = [f"SmolLM2-135M on {found['machine']['cpu']}, {found['threads']} threads, medians of "
-             f"{found['runs']} runs (least to most).", "",
+             f"{found['runs']} runs (least to most); first logits of {found['opens']}.", "",
              f"| | weights | prefill {LONG}, tok/s | decode behind {SHORT}, tok/s | decode behind "
              f"{LONG}, tok/s | first logits, s | differ |", "|---|---|---:|---:|---:|---:|---:|"]
     for result in found["results"]:
-        cells = [_cell(result[column], 2 if column.endswith("_s") and "per" not in column else 0)
-                 for column in columns]
+        cells = [_cell(result[column], count) for column, count in digits.items()]
         differ = result["logits_relative_error"]
         lines.append(f"| {result['name']} {result['version']} | {result['weights']} | "
                      f"{' | '.join(cells)} | {'-' if differ is None else f'{differ:.1e}'} |")

@@ -88,6 +88,11 @@ class Quant:
         """The largest q."""
         return self.lowest + (1 << self.bits) - 1
 
+    def bytes(self, n: int, k: int) -> int:
+        """Of a weight [n, k], without what a backend pads it with."""
+        numbers = k // (self.group or k) * (2 if self.offset else 1)
+        return n * (k * self.bits // 8 + numbers * {"f16": 2, "f32": 4}[self.scale])
+
     def fits(self, k: int) -> bool:
         """Whether rows of k numbers are whole groups."""
         return self.group == 0 or k % self.group == 0
@@ -128,6 +133,11 @@ class Quantised:
         if self.offsets is not None:
             grouped += self.offsets[:, :, None]
         return grouped.reshape(n, k).to(torch_dtype(dtype))
+
+    def is_finite(self) -> bool:
+        """Whether all that it stands for is."""
+        numbers = [x for x in (self.scales, self.offsets) if x is not None]
+        return all(bool(torch.isfinite(x).all()) for x in numbers)
 
     def rows(self, index: slice | Tensor) -> Quantised:
         """Some of the rows, in the order of `index`."""
@@ -273,10 +283,18 @@ def _check(weight: Quantised) -> None:
     if (weight.offsets is not None) != quant.offset:
         found = "no offsets" if quant.offset else "offsets"
         raise GraphError(f"{label} has {found}")
+    low, high = (int(x) for x in torch.aminmax(weight.values)) if n * k else (0, 0)
+    if low < quant.lowest or high > quant.highest:
+        raise GraphError(f"{label}: values are {low} to {high}, wanted {quant.lowest} to "
+                         f"{quant.highest}")
     for what, tensor in (("scales", weight.scales), ("offsets", weight.offsets)):
         if tensor is not None and (tensor.dtype != torch.float32 or list(tensor.shape) != wanted):
             raise GraphError(f"{label}: {what} are {tensor.dtype} {list(tensor.shape)}, "
                              f"wanted torch.float32 {wanted}")
+        if tensor is not None and quant.scale == "f16" and not torch.equal(
+                tensor.nan_to_num(0), tensor.half().float().nan_to_num(0)):
+            raise GraphError(f"{label}: {what} are no f16 numbers", hint="tensor.half().float(), "
+                             f"or the format {replace(quant, scale='f32')}")
 
 
 __all__ = ["FORMATS", "NONE", "OWN", "Quant", "Quantised", "act_of", "asked", "common",

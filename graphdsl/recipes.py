@@ -8,7 +8,8 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from graphdsl.errors import GraphError
-from graphdsl.ir import Attrs, Graph, Value
+from graphdsl.ir import Graph, Value
+from graphdsl.lazy import torch
 from graphdsl.op import Op
 from graphdsl.quant import Quantised, concat_rows
 
@@ -43,17 +44,21 @@ def run_recipe(recipe: Json, params: Mapping[str, Tensor]) -> Tensor:
         return found
 
     for step in recipe["steps"]:
-        module, _, name = step["op"].partition(":")
-        op: Op = getattr(import_module(module), name)
-        attrs: Attrs = tuple((k, _tuples(v)) for k, v in step["attrs"].items() if k != "given")
+        op, attrs = _op(step), {k: _tuples(v) for k, v in step["attrs"].items() if k != "given"}
         tensors = [tensor(x) for x in step["inputs"]]
         if op.parameters.variadic:
-            result = op.function(*tensors, **dict(attrs))
+            result = op.function(*tensors, **attrs)
         else:
             names = op.present(len(tensors), step["attrs"])
-            result = op.function(**dict(zip(names, tensors, strict=True)), **dict(attrs))
+            result = op.function(**dict(zip(names, tensors, strict=True)), **attrs)
         results.append(result if isinstance(result, tuple) else (result,))
     return tensor(recipe["result"])
+
+
+def _op(step: Json) -> Op:
+    module, _, name = step["op"].partition(":")
+    op: Op = getattr(import_module(module), name)
+    return op
 
 
 def source_names(recipe: Graph | None, name: str) -> tuple[str, ...]:
@@ -62,28 +67,24 @@ def source_names(recipe: Graph | None, name: str) -> tuple[str, ...]:
 
 
 def run_quantised(recipe: Json, weights: Mapping[str, Quantised]) -> Quantised:
-    """The folded param that a recipe which leaves rows whole makes of quantised weights, without
+    """The folded param that a recipe which moves whole rows makes of quantised weights, without
     requantising: rows are joined in the least format that holds each of them. Raises GraphError
     where a weight is transposed."""
-    results: list[tuple[Quantised, ...]] = []
+    turned = sorted(transposed_inputs(recipe) & weights.keys())
+    if turned:
+        raise GraphError(f"weight {turned[0]} is transposed before it is read, so it cannot be "
+                         "taken as it is quantised", hint="weight.dequantised()")
+    starts = accumulate((w.shape[0] for w in weights.values()), initial=0)
+    numbers = {name: torch.arange(start, start + weights[name].shape[0])[:, None]
+               for name, start in zip(weights, starts, strict=False)}
+    order = run_recipe({**recipe, "steps": [*map(_of_one_column, recipe["steps"])]}, numbers)
+    return concat_rows([*weights.values()]).rows(order[:, 0])
 
-    def weight(operand: Any) -> Quantised:
-        return weights[operand] if isinstance(operand, str) else results[operand[0]][operand[1]]
 
-    for step in recipe["steps"]:
-        name, attrs = step["op"].partition(":")[2], step["attrs"]
-        parts = [weight(x) for x in step["inputs"]]
-        if name == "concat":
-            results.append((concat_rows(parts),))
-        elif name in ("slice", "split"):
-            sizes = attrs["sizes"] if name == "split" else [attrs["size"]]
-            starts = accumulate(sizes, initial=attrs.get("start", 0))
-            results.append(tuple(parts[0].rows(slice(start, start + size))
-                                 for start, size in zip(starts, sizes, strict=False)))
-        else:
-            raise GraphError(f"weight {step['inputs'][0]} is transposed before it is read, so it "
-                             "cannot be taken as it is quantised", hint="weight.dequantised()")
-    return weight(recipe["result"])
+def _of_one_column(step: Json) -> Json:
+    """A step that moves rows, for rows of one number."""
+    shape = step["attrs"].get("shape")
+    return step if shape is None else {**step, "attrs": {"shape": [*shape[:-1], 1]}}
 
 
 def transposed_inputs(recipe: Json) -> set[str]:

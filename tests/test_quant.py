@@ -118,9 +118,17 @@ def test_tensors_that_are_no_quantised_weight() -> None:
             (Quant(4, 32), (values, scales.half()), "scales are torch.float16"),
             (Quant(4, 32), (values[:, :40], scales), "k = 40 is no multiple of 32"),
             (Quant(4, 32), (values, scales, scales), "has offsets"),
+            (Quant(4, 32), (values + 8, scales), "values are .* to .*, wanted -8 to 7"),
+            (Quant(4, 32), (values, scales * 1.0001), r"no f16 numbers\n.*int4:32/f32"),
             (Quant(4, 32, offset=True), (values, scales), "has no offsets")):
         with pytest.raises(GraphError, match=message):
             Quantised(quant, *parts)
+
+
+def test_bytes() -> None:
+    assert Quant(8).bytes(10, 64) == 10 * (64 + 4)
+    assert Quant(4, 32).bytes(10, 64) == 10 * (32 + 4)
+    assert Quant(4, 32, offset=True, scale="f32").bytes(10, 64) == 10 * (32 + 16)
 
 
 def test_what_is_asked_for() -> None:

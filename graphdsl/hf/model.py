@@ -44,6 +44,10 @@ class CheckpointWeights(Mapping[str, "torch.Tensor | Quantised"]):
         return len(self._names)
 
 
+TABLES = ("embed", "head")
+"""The params of a Decoder that hold a row for every token."""
+
+
 @dataclass(frozen=True)
 class Choice:
     """How the weights of linears and embeddings are stored: as the file has them quantised
@@ -66,8 +70,11 @@ class Choice:
         return Choice(quant=asked(quantize, act, options.dtype))
 
     def of(self, checkpoint: Checkpoint, name: str) -> Quant | None:
-        """The format of the param of this name."""
+        """The format of the param of this name. The table and the head have 8 bits where the rest
+        has 4: what they lose, every token loses, and they are a small part of most models."""
         if not self.own:
+            if self.quant and self.quant.bits == 4 and name in TABLES:
+                return replace(self.quant, bits=8, offset=False)
             return self.quant
         found = checkpoint.quant(name)
         return replace(found, act=self.act) if found else None

@@ -33,12 +33,13 @@ class Packing:
 
 @dataclass(frozen=True)
 class Steps:
-    """What q stands for in a linear [n, k]: zeros and scales [n, groups], and the group of every
-    column."""
+    """What q stands for in a linear [n, k]: zeros and scales [n, groups], the group of every
+    column, and the dtype that a format has for these scales."""
 
     zeros: torch.Tensor
     scales: torch.Tensor
     groups: torch.Tensor
+    scale: str
 
 
 def read_packing(fields: Fields) -> Packing | None:
@@ -119,7 +120,8 @@ class PackedWeights:
             raise GraphError(f"{self.files.folder}: {name!r} has groups of {size}, which no format "
                              "has", hint="--quantize none dequantises the weights")
         symmetric = bool((steps.zeros == 1 << (self.packing.bits - 1)).all())
-        return Quant(self.packing.bits, group, not symmetric, "f16" if symmetric else "f32")
+        return Quant(self.packing.bits, group, not symmetric,
+                     steps.scale if symmetric else "f32")
 
     def _shape(self, stored: tuple[int, ...]) -> tuple[int, ...]:
         each = WORD // self.packing.bits
@@ -146,7 +148,8 @@ class PackedWeights:
                              f"{list(scales.shape)} and its zero points {list(zeros.shape)}; "
                              f"wanted: [groups, {n}] and [groups, {wanted[1]}]")
         return Steps(self._zeros(name, zeros), scales.float().t().contiguous(),
-                     self._groups(stem, k, groups))
+                     self._groups(stem, k, groups),
+                     "f16" if scales.dtype == torch.float16 else "f32")
 
     @property
     def _order(self) -> tuple[int, ...] | None:

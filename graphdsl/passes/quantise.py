@@ -166,6 +166,10 @@ def _reasons(joined: Sequence[Value], sources: Mapping[Value, Sequence[Value]],
     """Why params that have to have one format cannot have a quantised one."""
     quants = [v.type.quant for p in joined for v in sources[p] if v.type.quant]
     quant = common(quants)
+    ways = {(v.name, turned) for p in joined for v in sources[p]
+            for turned in _ways(v, recipes.get(p.name))}
+    for name in sorted(name for name, turned in ways if turned and (name, False) in ways):
+        yield f"{name} is read by rows and by columns"
     for param in joined:
         for source in sources[param]:
             if source.type.quant is None:
@@ -193,13 +197,33 @@ def _reader(node: Node | None) -> str:
 
 
 def _recipe_reasons(recipe: Graph | None) -> Iterator[str]:
-    """Why a recipe does not leave rows whole."""
+    """Why a recipe does not leave rows whole, or puts them into others than those of a weight."""
     for node in (n for n in recipe.nodes if n.inputs) if recipe else ():
-        by_rows = (node.name in ("concat", "slice", "split") and node.attr["axis"] in (0, -2)
-                   and all(len(v.shape) == 2 for v in node.inputs))
         turned = node.name == "transpose" and node.inputs[0].is_param
-        if not by_rows and not turned:
+        if not turned and not _moves_rows(node):
             yield f"{node.name} at {node.loc} computes with it"
+
+
+def _ways(source: Value, recipe: Graph | None) -> set[bool]:
+    """Whether a weight is transposed where it is read."""
+    if recipe is None:
+        return {False}
+    return {n is not None and n.name == "transpose" for n in recipe.users.get(source, [])}
+
+
+def _moves_rows(node: Node) -> bool:
+    """Whether a node moves whole rows: nothing happens to the last axis."""
+    ranks = [len(v.shape) for v in node.inputs]
+    if min(ranks) < 2 or any(len(t.shape) < 2 for t in node.out_types):
+        return False
+    match node.name:
+        case "reshape":
+            return node.out_types[0].shape[-1] == node.inputs[0].shape[-1]
+        case "transpose":
+            return bool(node.attr["order"][-1] == ranks[0] - 1)
+        case "concat" | "slice" | "split":
+            return node.attr["axis"] not in (-1, ranks[0] - 1)
+    return False
 
 
 def _named(joined: Sequence[Value], sources: Mapping[Value, Sequence[Value]]) -> str:

@@ -141,6 +141,9 @@ class WeightFormat:
         if isinstance(found, Quantised):
             if list(found.shape) != declared["shape"]:
                 raise GraphError(f"{label} is {list(found.shape)}, wanted {declared['shape']}")
+            if not found.is_finite():
+                raise GraphError(f"{label} has scales that are not finite",
+                                 hint="the weights may be damaged")
             return found
         if not isinstance(found, torch.Tensor):
             raise GraphError(f"{label} is a {type(found).__name__}, wanted a torch.Tensor")

@@ -10,7 +10,7 @@ from typing import Any
 
 from graphdsl.errors import Loc
 from graphdsl.expr import Poly, product
-from graphdsl.ir import DTYPES, Graph, TensorType, Value
+from graphdsl.ir import DTYPES, Graph, TensorType, Value, size_value
 from graphdsl.printer import attribute_text, text
 from graphdsl.seeing.stages import Place, Stage, bound, hidden_body, value_names
 
@@ -23,6 +23,9 @@ LISTED = 24
 def byte_text(kind: TensorType) -> str:
     """The bytes of a tensor: `16384*batch*tokens`, or `67108864 (64 MiB)`."""
     total = product(kind.shape) * DTYPES[kind.dtype]
+    if kind.quant:
+        n, k = (size_value(size, {}) for size in kind.shape)
+        total = Poly.of(kind.quant.bytes(n, k))
     if total.number is None:
         return _poly_text(total)
     for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):

@@ -72,6 +72,16 @@ def test_one_group_a_row(tmp_path: Path) -> None:
     assert torch.equal(found.quantised("layers.0.wq").dequantised(), wanted[f"{Q}weight"])
 
 
+def test_scales_of_another_dtype(tmp_path: Path) -> None:
+    """f16 holds no bf16 numbers that are as small."""
+    write_packed(tmp_path, "gptq", symmetric=True)
+    scales = torch.full((2, 64), 2.0 ** -40).bfloat16()
+    change(tmp_path, f"{Q}scales", scales)
+    found = open_checkpoint(tmp_path)
+    assert str(found.quant("layers.0.wq")) == "int4:32/f32"
+    assert torch.equal(found.quantised("layers.0.wq").dequantised(), found.param("layers.0.wq"))
+
+
 def test_columns_in_an_order_of_their_own(tmp_path: Path) -> None:
     """They can be dequantised, but not taken as they are."""
     wanted = write_packed(tmp_path, "gptq")

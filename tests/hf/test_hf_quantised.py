@@ -13,7 +13,8 @@ from packedcase import write_packed
 
 from graphdsl.builder import BuildOptions
 from graphdsl.errors import GraphError
-from graphdsl.hf.model import LanguageModel, open_model
+from graphdsl.hf.checkpoint import open_checkpoint
+from graphdsl.hf.model import Choice, LanguageModel, open_model
 from graphdsl.layer import trace
 from graphdsl.reference import ACT_TOLERANCE, error_of, run
 
@@ -74,6 +75,16 @@ def test_other_ways_to_store_them(files: Path, options: BuildOptions) -> None:
     rounded = open_model(file, options, act="int8")
     assert formats(rounded) == {"4:32+*"}
     assert error_of(rounded.logits(IDS[:1, :1]), wanted(floats)[:1, :1]) < 2 * ACT_TOLERANCE["int8"]
+
+
+def test_tables_have_8_bits(files: Path, options: BuildOptions) -> None:
+    checkpoint = open_checkpoint(files / "q4_1.gguf")
+    chosen = Choice.read("int4:64+offset", "int8", options)
+    found = {name: str(chosen.of(checkpoint, name)) for name in ("embed", "head", "layers.0.wq")}
+    assert found == {"embed": "int8:64*int8", "head": "int8:64*int8",
+                     "layers.0.wq": "int4:64+offset*int8"}
+    eight = Choice.read("int8", None, options)
+    assert {str(eight.of(checkpoint, name)) for name in found} == {"int8"}
 
 
 @pytest.mark.parametrize(("quantize", "act", "message"), [

@@ -11,7 +11,7 @@ from passcase import CPU, PLAIN, line_of
 from graphdsl.errors import GraphError
 from graphdsl.ir import Graph, TensorType, Value
 from graphdsl.layer import Layer, Model, Param, trace
-from graphdsl.ops import embedding, linear, rms_norm
+from graphdsl.ops import embedding, linear, reshape, rms_norm, transpose
 from graphdsl.passes.base import Missed
 from graphdsl.passes.pipeline import Lowered, run_pipeline
 from graphdsl.passes.quantise import quantised
@@ -149,6 +149,28 @@ def test_a_weight_that_is_read_in_another_way() -> None:
         "few: it has only 8 rows",
         f"scaled: mul at {line_of('scaled', __file__)} computes with it"]
     assert all(m.loc is not None for m in missed(done))
+
+
+class Heads(Layer):
+    """A fused weight whose rows are taken in another order, and one that is read in two ways."""
+
+    signature = f"x[batch, {WIDTH}] -> y[batch, 64], z[batch, {WIDTH}]"
+
+    def __init__(self) -> None:
+        self.fused = Param(96, WIDTH)
+        self.both = Param(WIDTH, WIDTH)
+
+    def forward(self, x: Value) -> tuple[Value, Value]:
+        rows = reshape(self.fused, shape=(4, 3, 8, WIDTH))
+        w = reshape(transpose(rows, order=(1, 0, 2, 3))[:2], shape=(64, WIDTH))
+        return linear(x, w), linear(x * 2.0, self.both) + (x * 3.0) @ self.both
+
+
+def test_rows_may_move_but_not_become_columns() -> None:
+    done = lowered(Heads(), everything("int4:16"), verify=True)
+    assert list(params(done.graph).values()) == ["int4:16"]
+    assert [m.reason for m in missed(done)] == [
+        "both: both is read by rows and by columns"]
 
 
 def test_a_target_without_quantised_weights() -> None:

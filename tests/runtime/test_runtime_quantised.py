@@ -15,7 +15,7 @@ from graphdsl.errors import GraphError
 from graphdsl.ir import Value
 from graphdsl.layer import Layer, Param, trace
 from graphdsl.manifest import Identity, manifest_of
-from graphdsl.ops import embedding, linear, rms_norm
+from graphdsl.ops import embedding, linear, reshape, rms_norm, transpose
 from graphdsl.passes.pipeline import run_pipeline
 from graphdsl.passes.quantise import quantised
 from graphdsl.plan import Plan, dims_of, ports_of
@@ -27,9 +27,11 @@ TARGET = replace(BACKEND.target, quants=True)
 
 
 class Parts(Layer):
-    """Merged weights, a table, halves of a weight, one that is [in, out], and one that stays."""
+    """Merged weights, a table, halves of a weight, one that is [in, out], one whose rows are taken
+    in another order, and one that stays."""
 
-    signature = "ids[batch]:i32 -> a[batch, 16], b[batch, 32], c[batch, 48], d[batch, 32]"
+    signature = ("ids[batch]:i32 -> a[batch, 16], b[batch, 32], c[batch, 48], d[batch, 32], "
+                 "e[batch, 48]")
 
     def __init__(self) -> None:
         self.table = Param(64, 32)
@@ -38,13 +40,20 @@ class Parts(Layer):
         self.b = Param(32, 32)
         self.halves = Param(96, 32)
         self.turned = Param(32, 32)
+        self.heads = Param(48, 32)
 
     def forward(self, ids: Value) -> tuple[Value, ...]:
         x = embedding(ids, self.table)
         h = rms_norm(x, self.norm, eps=1e-5)
         return (linear(h, self.a), linear(h, self.b),
                 linear(x * 2.0, self.halves[:48]) + linear(x * 3.0, self.halves[48:]),
-                (x * 4.0) @ self.turned)
+                (x * 4.0) @ self.turned, linear(x * 5.0, by_head(self.heads)))
+
+
+def by_head(rows: Value) -> Value:
+    """The rows [2 heads, 3 of each, 8] of a weight, as [3, 2, 8]."""
+    apart = transpose(reshape(rows, shape=(2, 3, 8, 32)), order=(1, 0, 2, 3))
+    return reshape(apart, shape=(48, 32))
 
 
 def copied(address: int, shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
@@ -95,7 +104,7 @@ def floats(seed: int = 0) -> dict[str, torch.Tensor]:
 
 
 def everything(form: str) -> dict[str, str]:
-    return dict.fromkeys(("table", "a", "b", "halves", "turned"), form)
+    return dict.fromkeys(("table", "a", "b", "halves", "turned", "heads"), form)
 
 
 def packed(form: WeightFormat, library: Recorder,
@@ -113,7 +122,8 @@ def test_floats_are_rounded(text: str) -> None:
     found = packed(form, library, weights)
     quant = Quant.parse(text)
     wanted = [weights["table"], torch.cat([weights["a"], weights["b"]]),
-              weights["halves"][:48], weights["halves"][48:], weights["turned"].t()]
+              weights["halves"][:48], weights["halves"][48:], weights["turned"].t(),
+              weights["heads"].view(2, 3, 8, 32).transpose(0, 1).reshape(48, 32)]
     assert len(found) == len(wanted)
     for w in wanted:
         rounded = round_to_nearest(w, quant).dequantised()
@@ -132,14 +142,16 @@ def test_the_reference_has_what_is_packed() -> None:
 
 
 def test_quantised_weights_are_not_requantised() -> None:
-    forms = {"table": "int8:32", "a": "int4:32", "b": "int8:16/f32", "halves": "int4:32+offset"}
+    forms = {"table": "int8:32", "a": "int4:32", "b": "int8:16/f32", "halves": "int4:32+offset",
+             "heads": "int4:16"}
     form, library = opened(forms)
     weights: dict[str, Any] = {**floats()}
     weights |= {n: round_to_nearest(weights[n], Quant.parse(t)) for n, t in forms.items()}
     found = packed(form, library, weights)
-    assert len(found) == 4
+    assert len(found) == 5
     joined = concat_rows([weights["a"], weights["b"]])
-    for w in (weights["table"], joined, weights["halves"].rows(slice(48, 96))):
+    heads = weights["heads"].rows(torch.arange(48).view(2, 3, 8).transpose(0, 1).reshape(48))
+    for w in (weights["table"], joined, weights["halves"].rows(slice(48, 96)), heads):
         assert any(torch.equal(w.dequantised(), p.dequantised()) for p in found.values())
     assert torch.equal(form.dequantised(weights)["b"], weights["b"].dequantised())
 
@@ -165,7 +177,8 @@ def test_rounding_starts_from_the_source() -> None:
 def test_the_manifest_says_what_is_quantised() -> None:
     form, _ = opened({**everything("int4:16"), "b": "int8:16"})
     weights = {w["name"]: w.get("quant", {}).get("bits") for w in form.manifest["weights"]}
-    assert weights == {"table": 4, "norm": None, "a": 4, "b": 8, "halves": 4, "turned": 4}
+    assert weights == {"table": 4, "norm": None, "a": 4, "b": 8, "halves": 4, "turned": 4,
+                       "heads": 4}
     params = {p["name"]: p["quant"]["bits"] for p in form.manifest["params"] if "quant" in p}
     assert params["concat.0"] == 8
 
@@ -185,6 +198,9 @@ def rounded(name: str, text: str) -> Quantised:
     ("table", rounded("a", "int4:16"), r"weight table is \[16, 32\], wanted \[64, 32\]", ""),
     ("turned", rounded("turned", "int4:16"), "weight turned is transposed before it is read",
      r"weight.dequantised\(\)"),
+    ("table", Quantised(Quant(8), torch.ones(64, 32, dtype=torch.int8),
+                        torch.full((64, 1), float("inf"))), "has scales that are not finite",
+     "damaged"),
     ("table", torch.full((64, 32), float("nan")), "weight table has numbers that are not finite",
      "damaged"),
     ("a", torch.full((16, 32), float("inf")), "weight a, b has numbers that are not finite",

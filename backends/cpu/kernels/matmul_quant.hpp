@@ -1,252 +1,12 @@
-// Matrix products with quantised weights.
-//
-// Many rows go through the blocked path of other weights, which multiplies blocks of weights as
-// f32 or pairs of bf16.  Few rows are bound by reading the weights, so little may be done for each
-// of them.  Rows of bf16 are multiplied as whole numbers of 16 bits with a scale for each block,
-// and, where the format asks for it, of 8 bits.  Rows of f32 are multiplied with weights that
-// become f32 in two operations: a weight's float keeps the numbers below it in its word as a
-// fraction, which saves a shift, and x is changed so that those add up to nothing.
+// Matrix products with quantised weights: few rows by tiles of their own (quant_rows.hpp), and many
+// through the blocked path of other weights, which multiplies blocks of weights as f32 or as pairs
+// of bf16.
 #pragma once
 #include "matmul.hpp"
-#include "quant.hpp"
-
-#if defined(GD_AVX512) && defined(__AVX512VNNI__)
-#define GD_VNNI 1
-#elif defined(GD_AVX512) || defined(GD_AVX2)
-#define GD_MADD 1
-#endif
+#include "quant_rows.hpp"
 
 namespace gd {
 namespace quants {
-
-using S = short __attribute__((vector_size(4 * W)));
-using US = unsigned short __attribute__((vector_size(4 * W)));
-
-#if defined(GD_AVX512)
-using C = char __attribute__((vector_size(64)));
-GD_INLINE S multiply_bytes(I w, I x) {
-  return __builtin_ia32_pmaddubsw512_mask((C)w, (C)x, S{}, ~0u);
-}
-GD_INLINE I multiply_pairs(S a, S b) { return __builtin_ia32_pmaddwd512_mask(a, b, I{}, 0xffff); }
-#elif defined(GD_AVX2)
-using C = char __attribute__((vector_size(32)));
-GD_INLINE S multiply_bytes(I w, I x) { return __builtin_ia32_pmaddubsw256((C)w, (C)x); }
-GD_INLINE I multiply_pairs(S a, S b) { return __builtin_ia32_pmaddwd256(a, b); }
-#else
-GD_INLINE I multiply_pairs(S a, S b) {
-  const I low = ((I)((U)a << 16) >> 16) * ((I)((U)b << 16) >> 16);
-  return low + ((I)a >> 16) * ((I)b >> 16);
-}
-#endif
-
-// acc + the products of two numbers of 16 bits.
-GD_INLINE I add_pairs(I acc, S a, S b) {
-#if defined(GD_VNNI)
-  __asm__("vpdpwssd %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b));
-  return acc;
-#else
-  return acc + multiply_pairs(a, b);
-#endif
-}
-// acc + the products of four bytes, w without and x with a sign.  Where bytes are multiplied into
-// halves of 16 bits, those of weights of 4 bits gather there, for the room is enough for a block.
-template <int Bits> GD_INLINE I add_bytes(I acc, I w, I x) {
-#if defined(GD_VNNI)
-  __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(w), "v"(x));
-  return acc;
-#else
-#if defined(GD_MADD)
-  if constexpr (Bits == 4) return (I)((S)acc + multiply_bytes(w, x));
-#endif
-  acc = add_pairs(acc, (S)(w & 0x00ff00ff), (S)((US)x << 8) >> 8);
-  return add_pairs(acc, (S)((US)w >> 8), (S)x >> 8);
-#endif
-}
-template <int Bits> GD_INLINE I gathered(I acc) {
-#if defined(GD_MADD)
-  if constexpr (Bits == 4) return multiply_pairs((S)acc, S{} + 1);
-#endif
-  return acc;
-}
-
-// A block of a row of x for float products: the numbers as they are multiplied, their sum, and what
-// a column's products start from, so that the bias of weights is taken off again.
-template <class Q> struct FloatBlock {
-  float start, sum;
-  float x[Q::block];
-};
-// The same for integer products: x = scale * q, and `start` as accumulators hold it.
-template <class Q, class E> struct WholeBlock {
-  float scale, sum;
-  int32_t start;
-  E x[Q::block];
-};
-
-// Numbers 0 .. per_word - 1 of a word from its low end on: x[i] belongs to u[i] << bits * i, and a
-// weight's float is the sum of those up to its own.  The highest is read with a sign, so its bias
-// is less.
-template <class Q> GD_INLINE void prepare(const float* x, FloatBlock<Q>& to) {
-  constexpr int last = Q::per_word - 1, sign = 1 << (Q::bits - 1);
-  float sum = 0, highest = 0;
-  for (int begin = 0; begin < Q::block; begin += Q::per_word) {
-    float each[Q::per_word + 1], unit = 1;
-    for (int i = 0; i <= last; ++i) each[i] = x[begin + (Q::bits == 4 ? number_at(i) : i)];
-    each[last + 1] = 0;
-    for (int i = 0; i <= last; ++i, unit *= 1.0f / (1 << Q::bits)) {
-      to.x[begin + i] = (each[i] - each[i + 1] * (1.0f / (1 << Q::bits))) * unit;
-      sum += each[i];
-    }
-    highest += each[last];
-  }
-  to.sum = sum;
-  to.start = float(sign) * highest - float(Q::bias) * sum;
-}
-
-template <class Q> GD_INLINE float largest(const float* x) {
-  F top = {};
-  for (int i = 0; i < Q::block; i += W) top = v_max(top, v_abs(load(x + i, Full{})));
-  return max_of(top);
-}
-
-template <class Q> GD_INLINE void prepare(const float* x, WholeBlock<Q, int8_t>& to) {
-  const float top = largest<Q>(x), inverse = top > 0 ? 127 / top : 0;
-  int32_t sums[4] = {};
-  for (int i = 0; i < Q::block; i += W) {
-    const I whole = to_i(round_small(load(x + i, Full{}) * inverse));
-    for (int l = 0; l < W; ++l) {
-      to.x[i + l] = int8_t(whole[l]);
-      sums[l % 4] += int8_t(whole[l]);
-    }
-  }
-  const int32_t low = sums[0] + sums[1], high = sums[2] + sums[3];
-  to.scale = top / 127;
-  to.sum = to.scale * float(low + high);
-  to.start = -Q::bias * (low + high);
-#if defined(GD_MADD)
-  if (Q::bits == 4)
-    to.start = int32_t(uint32_t(-Q::bias * high) << 16 | (uint32_t(-Q::bias * low) & 0xffff));
-#endif
-}
-
-// Which number of a word of x stands at place i, so that the pairs of a word are those of weights.
-template <class Q> constexpr int paired(int i) {
-  return Q::bits == 8 ? i % 2 * 2 + i / 2 : i % 2 * 2 + i / 2 % 2 * 4 + i / 4;
-}
-// The scale is a power of two, so bf16 down to 1/128 of the largest are kept as they are.
-template <class Q> GD_INLINE void prepare(const float* x, WholeBlock<Q, int16_t>& to) {
-  const float top = largest<Q>(x);
-  // 2^(14 - exponent) and its inverse; what is no normal float counts as nothing or as infinite.
-  const int32_t exponent = int32_t(float_to_bits(top) >> 23);
-  const bool normal = exponent > 14 && exponent < 255;
-  const float up = normal ? bits_to_float(uint32_t(268 - exponent) << 23) : 0;
-  to.scale = normal ? bits_to_float(uint32_t(exponent - 14) << 23) : exponent < 255 ? 0 : top;
-  alignas(64) int32_t whole[Q::block];
-  for (int i = 0; i < Q::block; i += W)
-    store(whole + i, to_i(round_small(load(x + i, Full{}) * up)), Full{});
-  int32_t sum = 0;
-  for (int begin = 0; begin < Q::block; begin += Q::per_word)
-    for (int i = 0; i < Q::per_word; ++i) {
-      sum += whole[begin + i];
-      to.x[begin + i] = int16_t(whole[begin + paired<Q>(i)]);
-    }
-  to.sum = to.scale * float(sum);
-  to.start = -Q::bias * sum;
-}
-
-// What a tile does with a word of weights in each of its panels, for every row.
-template <class Q> struct FloatRows {
-  using Block = FloatBlock<Q>;
-  using Acc = F;
-  static GD_INLINE F start(const Block& x) { return splat(x.start); }
-  static GD_INLINE F sum(F acc, const Block&) { return acc; }
-  template <int Rows, int Panels>
-  static GD_INLINE void add(F (&acc)[Panels][Rows][V], const Block* const (&x)[Rows], int word,
-                            const char* w, i64 panel_bytes) {
-    constexpr int last = Q::per_word - 1;
-#pragma GCC unroll 8
-    for (int i = 0; i <= last; ++i) {
-      __asm__ volatile("" ::: "memory");
-      F number[Rows];
-#pragma GCC unroll 6
-      for (int r = 0; r < Rows; ++r) number[r] = splat(x[r]->x[word * Q::per_word + i]);
-#pragma GCC unroll 4
-      for (int p = 0; p < Panels; ++p)
-#pragma GCC unroll 4
-        for (int v = 0; v < V; ++v) {
-          const U u = load_raw<U>(w + p * panel_bytes + v * W * 4, Full{});
-          const F weight = to_f(
-              (I)(i == last ? u ^ 0x80000000 : u & ((2u << (i * Q::bits + Q::bits - 1)) - 1)));
-#pragma GCC unroll 6
-          for (int r = 0; r < Rows; ++r) acc[p][r][v] = fma(number[r], weight, acc[p][r][v]);
-        }
-    }
-  }
-};
-
-template <class Q> struct ByteRows {
-  using Block = WholeBlock<Q, int8_t>;
-  using Acc = I;
-  static GD_INLINE I start(const Block& x) { return splat_i(x.start); }
-  static GD_INLINE F sum(I acc, const Block& x) { return to_f(gathered<Q::bits>(acc)) * x.scale; }
-  template <int Rows, int Panels>
-  static GD_INLINE void add(I (&acc)[Panels][Rows][V], const Block* const (&x)[Rows], int word,
-                            const char* w, i64 panel_bytes) {
-#pragma GCC unroll 2
-    for (int half = 0; half < 8 / Q::bits; ++half)
-#pragma GCC unroll 6
-      for (int r = 0; r < Rows; ++r) {
-        const I bytes = splat_i(load_word(x[r]->x + word * Q::per_word + half * 4));
-#pragma GCC unroll 4
-        for (int p = 0; p < Panels; ++p)
-#pragma GCC unroll 4
-          for (int v = 0; v < V; ++v) {
-            const I u = load_raw<I>(w + p * panel_bytes + v * W * 4, Full{});
-            const I weight = Q::bits == 8 ? u : (I)((U)u >> (half * 4)) & 0x0f0f0f0f;
-            acc[p][r][v] = add_bytes<Q::bits>(acc[p][r][v], weight, bytes);
-          }
-      }
-  }
-};
-
-template <class Q> struct ShortRows {
-  using Block = WholeBlock<Q, int16_t>;
-  using Acc = I;
-  static GD_INLINE I start(const Block& x) { return splat_i(x.start); }
-  static GD_INLINE F sum(I acc, const Block& x) { return to_f(acc) * x.scale; }
-  template <int Rows, int Panels>
-  static GD_INLINE void add(I (&acc)[Panels][Rows][V], const Block* const (&x)[Rows], int word,
-                            const char* w, i64 panel_bytes) {
-    constexpr int pairs = Q::per_word / 2;
-    const US mask = US{} + ((1 << Q::bits) - 1);
-#pragma GCC unroll 4
-    for (int p = 0; p < Panels; ++p, w += panel_bytes)
-#pragma GCC unroll 4
-      for (int i = 0; i < pairs; ++i) {
-        S weight[V];
-#pragma GCC unroll 4
-        for (int v = 0; v < V; ++v) {
-          const US u = load_raw<US>(w + v * W * 4, Full{}) >> (i * Q::bits);
-          weight[v] = (S)(i + 1 < pairs ? u & mask : u);
-        }
-#pragma GCC unroll 6
-        for (int r = 0; r < Rows; ++r) {
-          const S both = (S)splat_i(load_word(x[r]->x + word * Q::per_word + i * 2));
-#pragma GCC unroll 4
-          for (int v = 0; v < V; ++v) acc[p][r][v] = add_pairs(acc[p][r][v], weight[v], both);
-        }
-      }
-  }
-};
-
-template <class T, class Q, bool Bytes = Q::int_act> struct RowsOf {
-  using type = FloatRows<Q>;
-};
-template <class Q> struct RowsOf<bf16, Q, false> {
-  using type = ShortRows<Q>;
-};
-template <class T, class Q> struct RowsOf<T, Q, true> {
-  using type = ByteRows<Q>;
-};
 
 // c[rows][c_stride] += the sums of a block, times the scales of the weights.
 template <class Q, class Kind, int Rows, int Panels>
@@ -312,20 +72,6 @@ GD_NOINLINE void tile(const char* const* rows, const Q* w, i64 k, i64 panel, flo
   }
 }
 
-// Row x[k] as blocks, zeros beyond.
-template <class Q, class T, class Block>
-GD_NOINLINE void prepare_row(const T* x, i64 k, Block* to) {
-  for (i64 begin = 0; begin < k; begin += Q::block, ++to) {
-    alignas(64) float part[Q::block] = {};
-    for_lanes(least(Q::block, k - begin),
-              [&](i64 i, auto l) { store(part + i, load(x + begin + i, l), l); });
-    prepare(part, *to);
-  }
-}
-
-// Bytes of a row of blocks, at least, in every format.
-constexpr i64 row_bytes(i64 k) { return (k + 31) / 32 * 2 * i64(sizeof(float)) * (16 + 2); }
-
 }  // namespace quants
 
 namespace product {
@@ -358,8 +104,8 @@ struct Reader<T, Quant<Bits, Group, Offset, Scale, IntAct>> {
 
 // Bytes of scratch that matmul needs with weights of any format.
 inline i64 quant_scratch(i64 rows, i64 n, i64 k, int nw, int threads) {
-  const i64 few = rows <= product::few_rows ? threads * round_up(rows * quants::row_bytes(k), 64) : 0;
-  return most(few, matmul_scratch(rows, n, k, nw, threads));
+  const i64 own = round_up(rows * quants::row_bytes(k), 64);
+  return most(rows <= product::few_rows ? threads * own : 0, matmul_scratch(rows, n, k, nw, threads));
 }
 
 // As matmul with other weights.

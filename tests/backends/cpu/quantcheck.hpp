@@ -18,8 +18,8 @@ template <class Q> struct Weight {
   Buffer<Q> packed;
 
   Weight(i64 rows, i64 columns)
-      : n(rows), k(columns), values(n * k), scales(n * groups()), offsets(Q::offset ? n * groups() : 0),
-        packed(gd::quant_bytes<Q>(n, k)) {
+      : n(rows), k(columns), values(n * k), scales(n * groups()),
+        offsets(Q::offset ? n * groups() : 0), packed(gd::quant_bytes<Q>(n, k)) {
     const int low = Q::bits == 4 && Q::offset ? 0 : -(1 << (Q::bits - 1));
     for (i64 i = 0; i < values.n; ++i) values[i] = int8_t(low + below(1 << Q::bits));
     fill(scales, 1. / (1 << Q::bits));
@@ -91,8 +91,9 @@ template <class Q, class T> void test_matmul(int threads, i64 rows, i64 n, i64 k
         want.push_back(rows > gd::product::few_rows ? exact.back() : dot(few, r, w[i], c));
       }
     const i64 name = 1000 * Q::bits + Q::group;
-    close(y[i], want, tolerance<T>, "quant matmul", name, rows, n * 10000 + k);
-    close(y[i], exact, Q::int_act ? .03 : tolerance<T>, "rounded rows", name, rows, n * 10000 + k);
+    const double bound = 2 * tolerance<T>;  // the blocked path may round weights to bf16
+    close(y[i], want, bound, "quant matmul", name, rows, n * 10000 + k);
+    close(y[i], exact, Q::int_act ? .03 : bound, "rounded rows", name, rows, n * 10000 + k);
   }
 }
 
@@ -136,9 +137,10 @@ template <class Q, class T> void test_uneven_rows() {
 
 template <class Q, class T> void test_format() {
   const i64 step = Q::group == 0 ? 37 : Q::group, wide = gd::NB * 5 + 3;
-  const i64 cases[][4] = {{1, 1, wide, 3 * step},    {2, 2, wide, 5 * step},
-                          {2, 5, 7, 9 * step},       {3, 12, 3 * gd::NB, step},
-                          {2, 13, wide, 7 * step},   {1, 64, 19, 2 * step}};
+  // Threads share the rows that they prepare where those are large.
+  const i64 cases[][4] = {{1, 1, wide, 3 * step},  {2, 2, wide, 5 * step},
+                          {2, 5, 7, 9 * step},     {3, 12, gd::NB + 1, 45 * step},
+                          {2, 13, wide, 7 * step}, {1, 64, 19, 2 * step}};
   for (const auto& c : cases) test_matmul<Q, T>(int(c[0]), c[1], c[2], c[3]);
   test_embedding<Q, T>(2, 3 * gd::NB - 5, 3 * step);
   if (!Q::int_act) test_uneven_rows<Q, T>();

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 LOOPS = HERE / "roofline" / "loops.cpp"
 
-SECONDS = 0.25
-"""For each loop."""
+SECONDS = 1.0
+"""For each loop: long enough that other work on the machine does not fill all of it."""
 PIECES = 8
 """Parts of the array that are read in turn: a short sample is less often disturbed."""
 STREAMS = (1, 2, 4, 8)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from graphdsl.lazy import torch
-from graphdsl.quant import Quant
+from graphdsl.quant import Quant, round_to_nearest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -81,21 +81,19 @@ def _factor(gram: Tensor) -> Tensor:
 
 
 def _grid(part: Tensor, quant: Quant) -> tuple[Tensor, Tensor]:
-    """The scale (f16) and the zero (f32, whole) of every row of a group: levels from 0 up, around
-    the middle one without an offset. 0 is always a level, and never the first one, for which files
-    of GPTQ have no room."""
+    """The scale (f16) and the zero (f32, whole) of every row of a group of columns. Without an
+    offset the zero is the middle level, and the scale that which rounding to nearest takes. With
+    one, 0 is always a level, and never the first, for which files of GPTQ have no room."""
+    smallest = torch.finfo(torch.float16).tiny
+    if not quant.offset:
+        scale = round_to_nearest(part, Quant(quant.bits)).scales[:, 0].half()
+        middle = torch.full(scale.shape, 2.0 ** (quant.bits - 1))
+        return torch.where(scale == 0, smallest, scale), middle
     levels = 2 ** quant.bits - 1
     low, high = part.amin(1).clamp(max=0), part.amax(1).clamp(min=0)
-    if quant.offset:
-        low = torch.minimum(low, -high / (levels - 1))  # the level below zero
-    else:
-        high = torch.maximum(high, -low)
-        low = -high
-    smallest = torch.finfo(torch.float16).tiny
+    low = torch.minimum(low, -high / (levels - 1))  # the level below zero
     scale = ((high - low) / levels).clamp(min=smallest).half()
-    middle = torch.full_like(low, 2.0 ** (quant.bits - 1))
-    zero = (-low / scale.float()).round().clamp(1, levels) if quant.offset else middle
-    return scale, zero
+    return scale, (-low / scale.float()).round().clamp(1, levels)
 
 
 __all__ = ["Gptq", "gptq"]

@@ -17,7 +17,7 @@ from graphdsl.hf.checkpoint import Checkpoint, open_checkpoint
 from graphdsl.hf.gptq import gptq
 from graphdsl.hf.gptq_folder import quantised_weights
 from graphdsl.layer import trace
-from graphdsl.quant import Quant
+from graphdsl.quant import Quant, round_to_nearest
 
 FORMATS = ["int4:32", "int4:32+offset", "int8", "int8:64", "int4:128+offset"]
 TEXT = "What is gravity? The stop sign stops the stopper, and it never stops. " * 20
@@ -29,6 +29,7 @@ def correlated(rows: int, k: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("text", FORMATS)
 def test_errors_are_taken_up_by_the_columns_to_come(text: str) -> None:
+    torch.manual_seed(0)
     quant, x, w = Quant.parse(text), correlated(1000, 128), torch.randn(24, 128)
 
     def error(gram: torch.Tensor) -> float:
@@ -37,11 +38,13 @@ def test_errors_are_taken_up_by_the_columns_to_come(text: str) -> None:
     assert error(x.T @ x) < 0.95 * error(torch.eye(128))
 
 
-def test_inputs_of_one_size_leave_rounding_to_nearest() -> None:
-    w = torch.randn(8, 64)
-    made = gptq(w, torch.eye(64), Quant(4, 32))
-    scales = made.scales.float().repeat_interleave(32, 1)
-    assert float(((made.dequantised() - w) / scales).abs().max()) <= 0.51
+@pytest.mark.parametrize("text", ["int4:32", "int8:64"])
+def test_inputs_of_one_size_leave_rounding_to_nearest(text: str) -> None:
+    torch.manual_seed(0)
+    quant, w = Quant.parse(text), torch.randn(8, 64)
+    found = gptq(w, torch.eye(64), quant).dequantised()
+    nearest = round_to_nearest(w, quant).dequantised()
+    assert float((found - w).square().sum()) <= 1.01 * float((nearest - w).square().sum())
 
 
 def test_columns_that_are_always_0_and_groups_of_zeros_are_no_trouble() -> None:

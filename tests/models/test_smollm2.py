@@ -114,8 +114,8 @@ def test_teacher_forced_logits(model: LanguageModel, reference: Any,
         assert worst <= LOGITS
 
 
-@pytest.mark.parametrize(("backend", "dtype"), [
-    ("cpu", "bf16"), pytest.param("ascend", "f16", marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize(("backend", "dtype"), [("cpu", "bf16"), ("ascend", "f16")])
 def test_16_bits_agree_with_f32_as_often_as_those_of_transformers(
         model: LanguageModel, reference: Any, prompts: dict[str, list[int]], backend: str,
         dtype: str) -> None:

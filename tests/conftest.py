@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from fuzzreport import SAMPLE, failed_counts, summary
+from quick import quick_environment
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -80,7 +81,7 @@ def emulation(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder.mkdir(exist_ok=True)
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        build_emulation(folder, os.environ)
+        build_emulation(folder, quick_environment())
     return folder
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
+from quick import quick_environment
 
 from graphdsl.builder import BuildOptions
 
@@ -12,4 +11,4 @@ from graphdsl.builder import BuildOptions
 @pytest.fixture(scope="session")
 def options(tmp_path_factory: pytest.TempPathFactory) -> BuildOptions:
     cache = tmp_path_factory.mktemp("cache")
-    return BuildOptions(cache=cache, environment=dict(os.environ))
+    return BuildOptions(cache=cache, environment=quick_environment())

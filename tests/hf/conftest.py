@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from quick import quick_environment
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -32,7 +33,7 @@ def cache() -> Path:
 @pytest.fixture(scope="session")
 def options(tmp_path_factory: pytest.TempPathFactory) -> BuildOptions:
     """Builds of a test run, which its tests share."""
-    return BuildOptions(cache=tmp_path_factory.mktemp("cache"), environment=dict(os.environ))
+    return BuildOptions(cache=tmp_path_factory.mktemp("cache"), environment=quick_environment())
 
 
 @pytest.fixture

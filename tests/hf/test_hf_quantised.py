@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ import torch
 from gguf import GGMLQuantizationType as Kind
 from hf_tiny import tiny_model, write_gguf
 from packedcase import write_packed
+from quick import quick_environment
 
 from graphdsl.builder import BuildOptions
 from graphdsl.errors import GraphError
@@ -23,7 +23,7 @@ IDS = torch.randint(0, 99, (2, 11), generator=torch.Generator().manual_seed(0))
 
 @pytest.fixture(scope="module")
 def options(tmp_path_factory: pytest.TempPathFactory) -> BuildOptions:
-    return BuildOptions(cache=tmp_path_factory.mktemp("cache"), environment=dict(os.environ))
+    return BuildOptions(cache=tmp_path_factory.mktemp("cache"), environment=quick_environment())
 
 
 @pytest.fixture(scope="module")

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
+from quick import quick_environment
 
 from graphdsl.builder import BuildOptions
 
 
 @pytest.fixture(scope="session")
 def options(tmp_path_factory: pytest.TempPathFactory) -> BuildOptions:
-    return BuildOptions(cache=tmp_path_factory.mktemp("cache"), environment=dict(os.environ))
+    return BuildOptions(cache=tmp_path_factory.mktemp("cache"), environment=quick_environment())
 
 
 @pytest.fixture

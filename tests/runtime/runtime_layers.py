@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
+from quick import quick_environment
 
 from graphdsl.builder import BuildOptions, build_graph
 from graphdsl.ir import Value
@@ -85,7 +86,7 @@ class Words(Layer):
 
 def built(layer: Layer, cache: Path, dtype: str = "f32", layout: str = "") -> Path:
     """The folder of the layer's build; all caches have the layout, if one is given."""
-    options = BuildOptions(cache, dtype=dtype, environment=dict(os.environ),
+    options = BuildOptions(cache, dtype=dtype, environment=quick_environment(),
                            passes={"kv_layout": options_of(layout)} if layout else {})
     return build_graph(trace(layer, dtype), options).path
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from quick import quick_environment
 from runtime_layers import HIDDEN
 
 from graphdsl.builder import CHECKSUM, LIBRARY, MANIFEST, BuildOptions, build_graph
@@ -109,6 +109,6 @@ class Factor(Layer):
 def test_a_folder_that_was_built_into_again(cache: Path, tmp_path: Path) -> None:
     x, operators = torch.ones(1, 1, HIDDEN), []
     for factor in (2.0, 3.0, 2.0):
-        options = BuildOptions(cache, out=tmp_path / "out", environment=dict(os.environ))
+        options = BuildOptions(cache, out=tmp_path / "out", environment=quick_environment())
         operators.append(load(build_graph(trace(Factor(factor)), options).path))
     assert [op(x).mean().item() for op in operators] == [2.0, 3.0, 2.0]

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 Progress = Callable[[str, str], None]
 """Told a stage, and what to say of it."""
 
+GROUP = "graphdsl.backends"
+"""The entry points by which a package brings a backend."""
+
 
 def quiet(stage: str, summary: str) -> None:
     """Progress that nobody watches."""
@@ -153,10 +156,15 @@ class Backend(Protocol):
         with the command and output."""
 
 
+def backend_names() -> list[str]:
+    """The backends that are installed."""
+    return sorted({e.name for e in entry_points(group=GROUP)})
+
+
 def find_backend(name: str, soc: str = "") -> Backend:
     """The backend of this name, for the chip of that name if one is given. Raises GraphError for
     an unknown one."""
-    found = {e.name: e for e in entry_points(group="graphdsl.backends")}
+    found = {e.name: e for e in entry_points(group=GROUP)}
     if name not in found:
         raise GraphError(f"no backend {name}", hint=f"backends: {', '.join(sorted(found))}")
     module, _, attribute = found[name].value.partition(":")

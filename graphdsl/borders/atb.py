@@ -7,7 +7,7 @@ call, and the cache goes in as `past` and comes out as `present`.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -69,12 +69,14 @@ class AtbLayer:
 
     One caller at a time: `twin` makes others. `name` is that of the layer, and how errors begin.
 
-    Raises GraphError for a Layer that takes something else or keeps its cache in another order.
+    Raises GraphError for a Layer that takes something else or keeps its cache in another order, and
+    for options of kv_layout that ask for one.
     """
 
     def __init__(self, layer: Layer, options: BuildOptions, reserve: int = 1024) -> None:
         self._target = check_options(options).target
-        layouts = {**options.passes, "kv_layout": _layout(self._target)}
+        asked = options.passes.get("kv_layout", {})
+        layouts = {**options.passes, "kv_layout": _layout(self._target, asked)}
         self._options = replace(options, passes=layouts, out=None)
         self._graph = trace(layer, options.dtype)
         self._widths = _widths(self._graph, _order(self._target))
@@ -296,10 +298,19 @@ def _order(target: Target) -> str:
     return ORDER if ORDER in target.kv_orders else target.kv_order
 
 
-def _layout(target: Target) -> dict[str, str]:
-    """What the pass that lays caches out is told."""
+def _layout(target: Target, asked: Mapping[str, str]) -> dict[str, str]:
+    """What the pass that lays caches out is told. Raises GraphError where it is asked for caches
+    that are no pasts."""
     order = _order(target)
-    return {"order": ORDER} if order == ORDER else {"policy": "contiguous"}
+    kept = {"order": order, "policy": "contiguous"}
+    for name, value in asked.items():
+        if kept.get(name) != value:
+            wanted = f"{name}={kept[name]}" if name in kept else f"no {name}"
+            raise GraphError(f"kv_layout:{name}={value} is not for an AtbLayer of {target.name}, "
+                             f"wanted {wanted}",
+                             hint=f"leave {name} out: pasts and presents are {WANTED}, in the "
+                             "dtype of the layer")
+    return {**asked, **({"order": ORDER} if order == ORDER else {"policy": "contiguous"})}
 
 
 def _widths(graph: Graph, order: str) -> _Widths:

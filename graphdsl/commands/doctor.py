@@ -8,11 +8,10 @@ import importlib.metadata
 import os
 import platform
 import sys
-from collections.abc import Iterator
-from importlib.metadata import entry_points
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from graphdsl.backend import Check, find_backend
+from graphdsl.backend import Check, backend_names, find_backend
 from graphdsl.commands.session import Session, say
 
 TOOL_FAILED = 3
@@ -20,16 +19,25 @@ EXTRAS = {"hf": ("transformers", "tokenizers", "safetensors", "gguf", "accelerat
 
 
 def run(args: argparse.Namespace, session: Session) -> int:
-    """A line a finding; 3 when something is missing that a build on the CPU needs."""
+    """A line a finding, and one that says what is missing; 3 when a build on the CPU needs it."""
     del args
-    ok = True
-    for check in _needed(session):
-        ok = ok and check.ok
-        say(f"{'ok     ' if check.ok else 'MISSING'}  {check.name}: {check.detail}")
-    for check in _optional(session):
-        say(f"{'ok     ' if check.ok else 'absent '}  {check.name}: {check.detail}")
-    say("everything needed is there" if ok else "something that is needed is missing")
-    return 0 if ok else TOOL_FAILED
+    missing = _told(_needed(session), "MISSING")
+    absent = _told(_optional(session), "absent ")
+    if missing:
+        say(f"something that is needed is missing: {', '.join(missing)}")
+        return TOOL_FAILED
+    say(f"everything that the cpu backend needs is there; absent: {', '.join(absent)}" if absent
+        else "everything needed is there")
+    return 0
+
+
+def _told(checks: Iterable[Check], word: str) -> list[str]:
+    """Prints a line for each; the names of those that are not there."""
+    names = []
+    for check in checks:
+        say(f"{'ok     ' if check.ok else word}  {check.name}: {check.detail}")
+        names += [] if check.ok else [check.name]
+    return names
 
 
 def _needed(session: Session) -> Iterator[Check]:
@@ -47,7 +55,7 @@ def _optional(session: Session) -> Iterator[Check]:
     for extra, packages in EXTRAS.items():
         for package in packages:
             yield _package(package, f"pip install 'graphdsl[{extra}]', to run real models")
-    for name in sorted(e.name for e in entry_points(group="graphdsl.backends")):
+    for name in backend_names():
         if name != "cpu":
             for check in find_backend(name).probe(session.environment).checks:
                 yield Check(f"{name}: {check.name}", check.ok, check.detail)

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from difflib import get_close_matches
 
-from graphdsl.backend import find_backend
+from graphdsl.backend import Target, backend_names, find_backend
 from graphdsl.commands.session import Session, say
 from graphdsl.errors import GraphError
 from graphdsl.passes.catalogue import FUSIONS, PASS_RULES, groups
@@ -23,9 +23,7 @@ def run(args: argparse.Namespace, session: Session) -> int:
     backend = find_backend(args.backend, args.soc)
     target = backend.target
     if args.rule:
-        own = (name for each in target.passes for name in each.rules)
-        fusions = (r.name for r in (*FUSIONS, *groups(target)))
-        _check_rule(args.rule, {*PASS_RULES, *own, *fusions})
+        _check_rule(args.rule, target)
     lowered = run_pipeline(source.graph, target, dict(args.passes))
     if args.format == "json":
         say(json.dumps(records(lowered.report, Lines(), args.rule or ""), indent=1))
@@ -38,12 +36,25 @@ def run(args: argparse.Namespace, session: Session) -> int:
     return 0
 
 
-def _check_rule(name: str, rules: set[str]) -> None:
-    """Raises GraphError for a rule that is not there, with those of a similar name."""
-    if name not in rules:
-        lower = {rule.lower(): rule for rule in rules}
-        close = [lower[near] for near in get_close_matches(name.lower(), lower)]
-        raise GraphError(f"no rule {name}", hint=f"rules: {', '.join(close or sorted(rules))}")
+def _check_rule(name: str, target: Target) -> None:
+    """Raises GraphError for a rule that is not there, with the backends that have it, or with the
+    rules of a similar name."""
+    rules = _rules(target)
+    if name in rules:
+        return
+    others = [other for other in backend_names() if name in _rules(find_backend(other).target)]
+    if others:
+        raise GraphError(f"no rule {name} for the {target.name} backend",
+                         hint=f"rule of {', '.join(others)}: --backend {others[0]}")
+    lower = {rule.lower(): rule for rule in rules}
+    close = [lower[near] for near in get_close_matches(name.lower(), lower)]
+    raise GraphError(f"no rule {name}", hint=f"rules: {', '.join(close or sorted(rules))}")
+
+
+def _rules(target: Target) -> set[str]:
+    """The names of all rules of a backend's passes."""
+    own = (name for each in target.passes for name in each.rules)
+    return {*PASS_RULES, *own, *(rule.name for rule in (*FUSIONS, *groups(target)))}
 
 
 def _print_sites(reports: Sequence[PassReport], rule: str) -> str:

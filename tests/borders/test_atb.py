@@ -322,3 +322,21 @@ class Doubled(Turned):
 def test_layers_that_are_refused(options: BuildOptions, layer: Layer, message: str) -> None:
     with pytest.raises(GraphError, match=message):
         AtbLayer(layer, options)
+
+
+@pytest.mark.parametrize(("asked", "message"), [
+    ({"policy": "paged"}, "kv_layout:policy=paged is not for an AtbLayer of cpu, wanted "
+                          "policy=contiguous"),
+    ({"order": "bnsd"}, "kv_layout:order=bnsd .* wanted order=sbnd"),
+    ({"order": "sbnd", "storage": "int8"}, "kv_layout:storage=int8 .* wanted no storage"),
+])
+def test_layouts_that_are_refused(options: BuildOptions, asked: dict[str, str],
+                                  message: str) -> None:
+    with pytest.raises(GraphError, match=message):
+        AtbLayer(llama.LlamaLayer(SIZES), replace(options, passes={"kv_layout": asked}))
+
+
+def test_a_layout_as_it_is_anyway(options: BuildOptions) -> None:
+    asked = {"kv_layout": {"order": "sbnd", "policy": "contiguous"}}
+    layer = AtbLayer(llama.LlamaLayer(SIZES), replace(options, passes=asked))
+    assert layer.weights == AtbLayer(llama.LlamaLayer(SIZES), options).weights

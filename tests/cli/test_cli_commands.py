@@ -178,7 +178,8 @@ def test_doctor(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (result.code, result.last) == (0, "everything needed is there")
     monkeypatch.setenv("CXX", "/nowhere/g++")
     result = cli("doctor")
-    assert (result.code, result.last) == (3, "something that is needed is missing")
+    assert (result.code, result.last) == (
+        3, "something that is needed is missing: cpu: C++ compiler")
     assert re.search(r"MISSING +cpu: C\+\+ compiler: .*/nowhere/g\+\+", result.out)
 
 

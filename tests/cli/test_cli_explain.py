@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from clicase import SMALL, Cli
+from clicase import SMALL, Cli, Refused
 
 from graphdsl import passes
 from graphdsl.errors import Loc
@@ -103,6 +103,13 @@ def test_a_layer_that_fuses_well_has_few_near_misses(name: str, cli: Cli) -> Non
     asked = cli("explain", EXAMPLES / f"{name}.py", "--rule", "AddRMSNorm").out
     assert "missed  AddRMSNorm at " in asked
     assert "wanted one made by add" in asked
+
+
+def test_a_rule_of_another_backend(here: Path, refused: Refused) -> None:
+    (here / "layer.py").write_text(SMALL)
+    error = refused("explain", "layer.py", "--rule", "WeightFormat")
+    assert "no rule WeightFormat for the cpu backend" in error
+    assert "hint: rule of ascend: --backend ascend" in error
 
 
 def test_every_rule_of_a_pass_can_be_asked_for(here: Path, cli: Cli) -> None:

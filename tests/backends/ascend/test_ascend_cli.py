@@ -199,6 +199,9 @@ def test_half_an_installation_is_refused(command: Command, monkeypatch: pytest.M
     code, out, _ = command("doctor")
     assert code == 0
     assert "absent   ascend: CANN: ATB_HOME_PATH is set, but ASCEND_HOME_PATH is not" in out
+    last = out.splitlines()[-1]
+    assert last.startswith("everything that the cpu backend needs is there; absent: ")
+    assert "ascend: CANN, ascend: ATB" in last
 
 
 @pytest.mark.parametrize("argv", ["--batch 1 --tokens 5", "--batch 2 --tokens 5",

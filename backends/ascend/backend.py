@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from graphdsl.backend import Capability, Check, Progress, Target, quiet
+from graphdsl.compiler import Tools
 from graphdsl.errors import Loc
 from graphdsl.ir import Node
 from graphdsl.manifest import Json
@@ -14,7 +15,6 @@ from graphdsl.passes.pipeline import Lowered
 from graphdsl.plan import Plan, dims_of, ports_of
 from graphdsl.seeing.stages import places_of
 
-from ..cpu.backend import compiler_version
 from ..cpu.features import best_level, cpu_features
 from . import emulation_build
 from .atb import Phase, Program
@@ -125,7 +125,7 @@ class Ascend:
         """What the library depends on besides its sources."""
         cann = find_cann(environment)
         rest = cann.fingerprint() if cann else emulation_build.fingerprint(environment)
-        return "\n".join([compiler_version(environment), *FLAGS, rest])
+        return "\n".join([Tools(environment).version(), *FLAGS, rest])
 
     def compile(self, build: Path, library: Path, environment: Mapping[str, str], cache: Path,
                 progress: Progress = quiet) -> None:

@@ -11,11 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from graphdsl.backend import Progress, quiet
+from graphdsl.compiler import Tools, keep
 
-from ..cpu.backend import compiler_version
 from .cann import Cann
 from .emulation_build import INCLUDE, build_emulation
-from .units import Tools, Unit, keep
+from .units import Unit, compile_units, tools_for
 
 FLAGS = ("-std=c++17", "-O1", "-fPIC", "-Wall", "-Wextra", "-Werror")
 RUNNER = "runner.o"
@@ -28,7 +28,7 @@ def compile_library(build: Path, manifest: str, library: Path, environment: Mapp
     """Compiles what is in build/src and links it with ATB, or with the emulation. The runner and
     the emulation are kept in `cache`; all three are compiled at once. Raises ToolError with the
     command and its output."""
-    tools = Tools(environment, "the library")
+    tools = tools_for(environment, "the library")
     with tempfile.TemporaryDirectory(prefix="objects-", dir=build) as name, \
             ThreadPoolExecutor() as pool:
         folder = Path(name)
@@ -37,7 +37,7 @@ def compile_library(build: Path, manifest: str, library: Path, environment: Mapp
         (folder / GENERATED).write_text(_together(build / "src") +
                                         manifest_source(manifest, emulated=cann is None))
         unit = Unit(folder / GENERATED, _flags(build / "src", cann))
-        generated = pool.submit(tools.compile, [unit], folder)
+        generated = pool.submit(compile_units, tools, [unit], folder)
         last = linked.result()
         tools.run([*tools.compiler, "-shared", *map(str, generated.result()),
                    str(runner.result()), *last, "-o", str(library)])
@@ -64,13 +64,13 @@ def _flags(sources: Path, cann: Cann | None) -> tuple[str, ...]:
 def _runner(sources: Path, cache: Path, tools: Tools, cann: Cann | None) -> Path:
     """The object of what is the same in every library."""
     files = [*sources.iterdir(), *(() if cann else INCLUDE.rglob("*.h"))]
-    digest = hashlib.sha256("\n".join([compiler_version(tools.environment), *FLAGS,
+    digest = hashlib.sha256("\n".join([Tools(tools.environment).version(), *FLAGS,
                                        cann.fingerprint() if cann else ""]).encode())
     for path in sorted(files):
         digest.update(f"{path.name}\0".encode() + path.read_bytes() + b"\0")
     unit = Unit(sources / "runner.cpp", _flags(sources.parent, cann))
     return keep(cache / "runner" / digest.hexdigest()[:32] / RUNNER,
-                lambda staged: tools.compile([unit], staged))
+                lambda staged: compile_units(tools, [unit], staged))
 
 
 def manifest_source(manifest: str, *, emulated: bool) -> str:

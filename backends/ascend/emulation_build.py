@@ -10,10 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from graphdsl.backend import Progress, quiet
+from graphdsl.compiler import Tools, keep
 
-from ..cpu.backend import compiler_version
 from ..cpu.features import cpu_features
-from .units import Tools, Unit, keep
+from .units import Unit, compile_units, tools_for
 
 HERE = Path(__file__).parent / "emulation"
 INCLUDE, SOURCES = HERE / "include", HERE / "src"
@@ -29,7 +29,7 @@ def build_emulation(folder: Path, environment: Mapping[str, str], flags: Sequenc
 
     Raises ToolError, with the command, where a tool is missing or fails.
     """
-    tools = Tools(environment, "the emulation of ATB")
+    tools = tools_for(environment, "the emulation of ATB")
 
     def make(staged: Path) -> None:
         progress("compile", "the emulation, once: it is kept in the cache")
@@ -48,14 +48,14 @@ def fingerprint(environment: Mapping[str, str], flags: Sequence[str] = FLAGS) ->
     for path in sorted(p for p in HERE.rglob("*") if p.suffix in (".h", ".hpp", ".cpp")):
         digest.update(f"{path.relative_to(HERE)}\0".encode() + path.read_bytes() + b"\0")
     cpu = " ".join(sorted(cpu_features())) if "-march=native" in flags else ""
-    return "\n".join([compiler_version(environment), *flags, cpu, digest.hexdigest()])
+    return "\n".join([Tools(environment).version(), *flags, cpu, digest.hexdigest()])
 
 
 def _archive(archive: Path, tools: Tools, flags: Sequence[str]) -> None:
     if shutil.which(tools.archiver[0], path=tools.environment.get("PATH")) is None:
         raise tools.missing(tools.archiver[0], "No such file or directory")
     with tempfile.TemporaryDirectory(prefix="objects-", dir=archive.parent) as folder:
-        objects = tools.compile(_units(Path(folder), flags), Path(folder))
+        objects = compile_units(tools, _units(Path(folder), flags), Path(folder))
         tools.run([*tools.archiver, "rcs", str(archive), *map(str, objects)])
 
 

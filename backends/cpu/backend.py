@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -16,7 +15,7 @@ import jinja2
 
 from graphdsl.backend import Capability, Check, Progress, Target, quiet
 from graphdsl.call_plan import Body, Call, CallPlan, Leaf, RepeatCall, make_plan
-from graphdsl.errors import ToolError
+from graphdsl.compiler import Tools
 from graphdsl.expr import Poly, c_name, product
 from graphdsl.ir import FLOATS, POLICIES, Node, Value
 from graphdsl.manifest import Json
@@ -99,9 +98,9 @@ class CPU:
         return sorted(set(features) - cpu_features())
 
     def probe(self, environment: Mapping[str, str]) -> Capability:
-        compiler = environment.get("CXX") or "g++"
-        found = shutil.which(shlex.split(compiler)[0], path=environment.get("PATH"))
-        version = compiler_version(environment) if found else f"{compiler} is not there"
+        tools = Tools(environment)
+        found = shutil.which(tools.compiler[0], path=environment.get("PATH"))
+        version = tools.version() if found else f"{shlex.join(tools.compiler)} is not there"
         level = best_level(cpu_features())
         return Capability((Check("C++ compiler", found is not None, version),
                            Check("CPU", True, f"{level.name} path")), level.features)
@@ -245,20 +244,17 @@ class CPU:
     def command(self, sources: Path, library: Path, environment: Mapping[str, str]) -> list[str]:
         """The compiler's command line."""
         units = sorted(str(p) for p in sources.glob("*.cpp"))
-        return [*shlex.split(environment.get("CXX") or "g++"), *FLAGS, *self.chosen.flags,
+        return [*Tools(environment).compiler, *FLAGS, *self.chosen.flags,
                 f"-I{sources / 'kernels'}", *units, "-o", str(library)]
 
     def fingerprint(self, environment: Mapping[str, str]) -> str:
         """What the library depends on besides its sources."""
-        return "\n".join([compiler_version(environment), *FLAGS, *self.chosen.flags])
+        return "\n".join([Tools(environment).version(), *FLAGS, *self.chosen.flags])
 
     def compile(self, build: Path, library: Path, environment: Mapping[str, str], cache: Path,
                 progress: Progress = quiet) -> None:
         del cache, progress
-        command = self.command(build / "src", library, environment)
-        done = _run(command, environment)
-        if done.returncode != 0:
-            raise ToolError("the C++ compiler failed", shlex.join(command), done.stderr)
+        Tools(environment).run(self.command(build / "src", library, environment))
 
     def with_times(self) -> CPU:
         """The same backend, whose libraries measure their calls."""
@@ -274,25 +270,6 @@ def abi_text() -> str:
     import graphdsl.runtime
 
     return (Path(graphdsl.runtime.__file__).parent / "abi.h").read_text()
-
-
-def _run(command: Sequence[str],
-         environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-    try:
-        return subprocess.run(command, env=dict(environment), capture_output=True, text=True,
-                              check=False)
-    except OSError as error:
-        raise ToolError(f"no C++ compiler: {error.strerror}: {command[0]}", shlex.join(command),
-                        "install g++ 12 or newer, or set CXX to a C++17 compiler") from None
-
-
-def compiler_version(environment: Mapping[str, str]) -> str:
-    """The first line of the compiler's --version. Raises ToolError where there is none."""
-    command = [*shlex.split(environment.get("CXX") or "g++"), "--version"]
-    done = _run(command, environment)
-    if done.returncode != 0:
-        raise ToolError("the C++ compiler does not run", shlex.join(command), done.stderr)
-    return done.stdout.partition("\n")[0]
 
 
 def _strides_matter(value: Value, ref: Ref) -> bool:

@@ -22,16 +22,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shlex
-import subprocess
 import tempfile
 import threading
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from graphdsl.errors import ToolError
+from graphdsl.compiler import Tools
 from graphdsl.lazy import torch
 from graphdsl.runtime.operator import Operator
 from graphdsl.runtime.ports import Extent, Port
@@ -95,8 +93,8 @@ def class_library(cache: Path, environment: Mapping[str, str]) -> Path:
     Its name holds a hash of what it depends on and one of its content, so that a damaged one is
     not taken; it gets that name when it is whole, whoever else compiles it at the same time.
     """
-    compiler = shlex.split(environment.get("CXX") or "g++")
-    key = _key(compiler, environment)
+    tools = Tools(environment, hint="install g++ 12 or newer, or set CXX to a C++20 compiler")
+    key = _key(tools)
     folder = cache / "torch_class"
     for found in sorted(folder.glob(f"{key}-*.so")):
         if found.name == f"{key}-{_digest(found.read_bytes())}.so":
@@ -104,16 +102,15 @@ def class_library(cache: Path, environment: Mapping[str, str]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".building-", dir=folder) as staged:
         library = Path(staged) / "torch_class.so"
-        command = [*compiler, *_flags(), str(SOURCES[0]), "-o", str(library), *_libraries()]
-        _run(command, environment)
+        tools.run([*tools.compiler, *_flags(), str(SOURCES[0]), "-o", str(library), *_libraries()])
         target = folder / f"{key}-{_digest(library.read_bytes())}.so"
         os.replace(library, target)
     return target
 
 
-def _key(compiler: Sequence[str], environment: Mapping[str, str]) -> str:
-    parts = [torch.__version__, _run([*compiler, "--version"], environment).partition("\n")[0],
-             *_flags(), *(path.read_text() for path in SOURCES)]
+def _key(tools: Tools) -> str:
+    parts = [torch.__version__, tools.version(), *_flags(),
+             *(path.read_text() for path in SOURCES)]
     return _digest("\0".join(parts).encode())
 
 
@@ -130,18 +127,6 @@ def _flags() -> list[str]:
 
 def _libraries() -> list[str]:
     return [f"-L{Path(torch.__file__).parent / 'lib'}", *LIBRARIES]
-
-
-def _run(command: Sequence[str], environment: Mapping[str, str]) -> str:
-    try:
-        done = subprocess.run(command, env=dict(environment), capture_output=True, text=True,
-                              check=False)
-    except OSError as error:
-        raise ToolError(f"no C++ compiler: {error.strerror}: {command[0]}", shlex.join(command),
-                        "install g++ 12 or newer, or set CXX to a C++20 compiler") from None
-    if done.returncode != 0:
-        raise ToolError("the C++ compiler failed", shlex.join(command), done.stderr)
-    return done.stdout
 
 
 def _facts(operator: Operator) -> tuple[list[int], list[str]]:

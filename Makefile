@@ -42,7 +42,8 @@ SEEDS ?= 5000
 fuzz: $(READY)
 	TEST_FLAGS= OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 -m "fuzz or (full and not sanitize)" --seeds $(SEEDS) $(PYTEST)
 
-# The kernels and the emulation of ATB under AddressSanitizer and UndefinedBehaviorSanitizer.
+# The kernels, the emulation of ATB and generated libraries under AddressSanitizer and
+# UndefinedBehaviorSanitizer; the thread teams under ThreadSanitizer.
 sanitize: $(READY)
 	$(BIN)/python -m pytest -m sanitize $(PYTEST)
 

@@ -109,16 +109,23 @@ def excess(graph: Graph, given: Samples, found: Outcome) -> list[float]:
     return [error_of(a, c) - error_of(b, c) for a, b, c in zip(ours, theirs, best, strict=True)]
 
 
+def outcomes(operator: Operator, graphs: Sequence[Graph], whole: Graph,
+             given: Samples) -> Iterator[tuple[Graph, Samples, Outcome]]:
+    """Every graph of a bundle, what it was given and what came of it."""
+    parts = zip(*(unbundled(graphs, outputs) for outputs in outcome(operator, whole, given)),
+                strict=True)
+    for i, (graph, outputs) in enumerate(zip(graphs, parts, strict=True)):
+        own = Samples(part_of(i, given.inputs), part_of(i, given.params), part_of(i, given.state),
+                      given.dims)
+        yield graph, own, outputs
+
+
 def bundle_excess(operator: Operator, graphs: Sequence[Graph], whole: Graph,
                   given: Samples) -> list[float]:
     """The worst of every graph of a bundle, less the worst error of the reference in that graph:
     where one value of it is rounded far, so may the others be."""
-    parts = zip(*(unbundled(graphs, outputs) for outputs in outcome(operator, whole, given)),
-                strict=True)
     found = []
-    for i, (graph, outputs) in enumerate(zip(graphs, parts, strict=True)):
-        own = Samples(part_of(i, given.inputs), part_of(i, given.params), part_of(i, given.state),
-                      given.dims)
+    for graph, own, outputs in outcomes(operator, graphs, whole, given):
         rounded, exact = (without_padding(graph, own, tensors) for tensors in outputs[1:])
         found.append(max(excess(graph, own, outputs)) - max(map(error_of, rounded, exact)))
     return found

@@ -14,7 +14,8 @@ from graphdsl.expr import c_name
 
 ROWS = 6
 """Rows of the largest tile of a matmul: R in matmul_tile.hpp."""
-FEW_ROWS = 12
+FEW_ROWS = 32
+FEW_BLOCK = 128
 FEW_QUERIES = 16
 TILE_KEYS = 64
 BLOCK_K, BLOCK_COLUMNS, CHUNK_ROWS = 256, 128, 88 * ROWS
@@ -29,14 +30,13 @@ def padded(n: int) -> int:
 
 
 def matmul_scratch(rows: int, n: int, k: int, matmuls: int, threads: int) -> int:
+    if rows <= FEW_ROWS:
+        return threads * round_up(rows * round_up(k, 2 * FEW_BLOCK) * 4, 64)
     row = round_up(k, 2) * 4
-    few = threads * round_up(rows * row, 64) if rows <= FEW_ROWS else 0
-    if rows <= ROWS:
-        return few
     chunks = -(-rows // CHUNK_ROWS)
     chunk = round_up(-(-rows // chunks), ROWS)
     own = BLOCK_K * BLOCK_COLUMNS + matmuls * chunk * BLOCK_COLUMNS
-    return max(few, round_up(chunk * row, 64) + threads * own * 4)
+    return round_up(chunk * row, 64) + threads * own * 4
 
 
 def quant_scratch(rows: int, n: int, k: int, matmuls: int, threads: int) -> int:
@@ -77,14 +77,15 @@ class Scratch:
         group = heads // kv_heads
         rows = tokens * group
         if rows <= FEW_QUERIES:
-            q, v = padded(dim), padded(value_dim)
-            return threads * 4 * padded(rows * together * q + rows * TILE_KEYS + self.lanes * q
-                                        + 3 * rows * together * (v + 16))
+            unit = max(16, 2 * self.lanes)
+            q, v = round_up(dim, unit) + 8, round_up(value_dim, unit)
+            return threads * 4 * padded(rows * together * (q + 3 * (v + 16))
+                                        + rows * (TILE_KEYS + 4))
         panel = (4 if self.lanes == 16 else 2) * self.lanes
         v = round_up(value_dim, panel)
         queries = round_up(max(32 * ROWS, group), ROWS)
-        return threads * 4 * (padded(queries * (dim + v + 2) + ROWS * TILE_KEYS
-                                     + TILE_KEYS * (dim + v)) + 64)
+        return threads * 4 * (padded(queries * (padded(dim) + 2 + v + 2)
+                                     + ROWS * (TILE_KEYS + 2) + TILE_KEYS * (dim + v)) + 64)
 
     def _value(self, node: ast.expr, names: Mapping[str, int]) -> int:
         if isinstance(node, ast.Constant):

@@ -1,61 +1,16 @@
 // y = x w^T with packed weights, for few rows (bound by reading the weights) and for many (bound by
 // multiply-adds).
 #pragma once
-#include "matmul_tile.hpp"
+#include "matmul_few.hpp"
 #include "misc.hpp"
-#include "team.hpp"
 
 namespace gd {
 namespace product {
 
-constexpr i64 few_rows =
-    2 * R;  // up to here or less the weights are streamed once and x stays in cache
 constexpr i64 block_k = 256;        // words of k whose panel stays in L1
 constexpr i64 block_rows = 16 * R;  // rows of x that stay in L2 with it
 constexpr i64 block_columns = 128;  // columns whose sums and unpacked weights stay in L2
 constexpr i64 chunk_rows = 88 * R;  // rows for which x is copied and the weights are read once
-
-// The words of x that go with T's packed weights: many rows of bf16 are multiplied in f32 unless
-// there is a dot product.
-#if defined(GD_BF16_DOT)
-template <class T> constexpr bool dots = same<T, bf16>::value;
-#else
-template <class T> constexpr bool dots = false;
-#endif
-template <class T> struct Kinds {
-  using few = F32Words;
-  using many = F32Words;
-};
-template <> struct Kinds<bf16> {
-#if defined(GD_BF16_DOT)
-  using few = DotWords;
-  using many = DotWords;
-#else
-  using few = PairWords;
-  using many = F32Words;
-#endif
-};
-// Unpacking pairs costs the blocked path a pass over the weights, which few rows do not repay.
-template <class T>
-constexpr i64 few_limit = same<typename Kinds<T>::few, PairWords>::value ? few_rows : R;
-// 32-bit words of a row of x in scratch.
-template <class T> GD_INLINE i64 x_words(i64 k) {
-  return dots<T> ? words<T>(k) : round_up(k, per_word<T>);
-}
-
-// Row x[k] from `begin` as `count` words, zeros beyond k.
-template <class T> GD_INLINE void copy_words(const T* x, i64 k, i64 begin, i64 count, char* to) {
-  if constexpr (dots<T>) {
-    const i64 have = most(0, least(2 * count, k - 2 * begin));
-    __builtin_memcpy(to, x + 2 * begin, size_t(have) * 2);
-    __builtin_memset(to + have * 2, 0, size_t(4 * count - 2 * have));
-  } else {
-    const i64 have = most(0, least(count, k - begin));
-    float* f = reinterpret_cast<float*>(to);
-    for_lanes(have, [&](i64 i, auto l) { store(f + i, load(x + begin + i, l), l); });
-    for (i64 i = have; i < count; ++i) f[i] = 0;
-  }
-}
 
 // c[rows][stride], and the second product at c + next: hands every vector of sums to the epilogue.
 template <int NW, class Epi>
@@ -68,73 +23,6 @@ GD_NOINLINE void drain(const float* c, i64 next, i64 stride, i64 row, i64 rows, 
       else
         epi(row + r, column + j, l, load(c + j, Full{}), load(c + next + j, Full{}));
     });
-}
-
-// Whether x must be copied for few rows, and whether the threads share one copy, which costs them
-// two barriers.
-template <class T> GD_INLINE bool copies(i64 k) {
-  return same<T, bf16>::value && !(dots<T> && k % 2 == 0);
-}
-GD_INLINE bool shares_copy(i64 rows, i64 k, int threads) { return threads > 1 && rows * k > 16384; }
-
-// Points `pointers` at rows of `row_bytes` that make(row, to) writes into scratch: every thread all
-// of them into its own, or the threads together.
-template <class Make>
-GD_INLINE void share_rows(const Team& team, i64 rows, i64 k, i64 row_bytes, char* scratch,
-                          const char** pointers, Make make) {
-  const bool shared = shares_copy(rows, k, team.count);
-  const Range mine = shared ? team.share(rows) : Range{0, rows};
-  if (!shared) scratch += team.id * round_up(rows * row_bytes, 64);
-  if (shared) team.barrier();
-  for (i64 r = mine.begin; r < mine.end; ++r) make(r, scratch + r * row_bytes);
-  if (shared) team.barrier();
-  for (i64 r = 0; r < rows; ++r) pointers[r] = scratch + r * row_bytes;
-}
-
-// Points `pointers` at the rows of x, copied where the tile cannot read them as they are.
-template <class T>
-GD_NOINLINE void few_pointers(const Team& team, const T* x, i64 stride, i64 rows, i64 k,
-                              char* scratch, const char** pointers) {
-  if (!copies<T>(k)) {
-    for (i64 r = 0; r < rows; ++r) pointers[r] = reinterpret_cast<const char*>(x + r * stride);
-    return;
-  }
-  const i64 count = x_words<T>(k);
-  share_rows(team, rows, k, count * 4, scratch, pointers,
-             [&](i64 r, char* to) { copy_words(x + r * stride, k, 0, count, to); });
-}
-
-constexpr i64 few_stride = side_panels * NB;  // of a row of sums
-
-// c[rows][few_stride] = the rows times whole panels, at most side_panels of them: tile(count of
-// rows, count of panels, first row, first panel, c) for every part.
-template <class Tile> GD_INLINE void few_tiles(i64 rows, Range group, float* c, Tile tile) {
-  for (i64 p = group.begin, step = 1; p < group.end; p += step, c += step * NB) {
-    const i64 left = group.end - p;
-    step = rows == 1 && left >= side_panels ? side_panels : rows <= 2 && left >= 2 ? 2 : 1;
-    if (step > 2) {
-      tile(Count<1>{}, Count<side_panels>{}, 0, p, c);
-    } else if (step == 2 && rows == 1) {
-      tile(Count<1>{}, Count<2>{}, 0, p, c);
-    } else if (step == 2) {
-      tile(Count<2>{}, Count<2>{}, 0, p, c);
-    } else {
-      i64 r = 0;
-      for (; r + R <= rows; r += R) tile(Count<R>{}, Count<1>{}, r, p, c + r * few_stride);
-      for (; r + 4 <= rows; r += 4) tile(Count<4>{}, Count<1>{}, r, p, c + r * few_stride);
-      for (; r + 2 <= rows; r += 2) tile(Count<2>{}, Count<1>{}, r, p, c + r * few_stride);
-      if (r < rows) tile(Count<1>{}, Count<1>{}, r, p, c + r * few_stride);
-    }
-  }
-}
-template <class T>
-GD_NOINLINE void few_panels(const char* const* x, i64 rows, const T* w, Range group, i64 k,
-                            float* c) {
-  const i64 count = words<T>(k), bytes = count * NB * 4;
-  few_tiles(rows, group, c, [&](auto height, auto side, i64 r, i64 p, float* to) {
-    tile<height.value, side.value, typename Kinds<T>::few>(
-        x + r, reinterpret_cast<const char*>(w) + p * bytes, bytes, count, to, few_stride, false);
-  });
 }
 
 // `count` f32 rows of a panel of pairs, from row `begin`.
@@ -152,14 +40,15 @@ GD_NOINLINE inline void unpack_pairs(const char* panel, i64 begin, i64 count, fl
 // are packed.
 template <class T, class Weight> struct Reader;
 template <class T> struct Reader<T, T> {
-  // Points `pointers` at few rows as `panels` reads them.
-  static void rows(const Team& team, const T* x, i64 stride, i64 rows, i64 k, char* scratch,
-                   const char** pointers) {
-    few_pointers(team, x, stride, rows, k, scratch, pointers);
+  // Points `pointers` at few rows as `panels` reads them, and returns what else it has to know.
+  static i64 rows(const Team& team, const T* x, i64 stride, i64 rows, i64 k, char* scratch,
+                  const char** pointers) {
+    return few_pointers(team, x, stride, rows, k, scratch, pointers);
   }
   // c[rows][few_stride] = few rows times a group of panels.
-  static void panels(const char* const* x, i64 rows, const T* w, Range group, i64 k, float* c) {
-    few_panels(x, rows, w, group, k, c);
+  static void panels(const char* const* x, i64 step, i64 rows, const T* w, Range group, i64 k,
+                     float* c) {
+    few_panels(x, step, rows, w, group, k, c);
   }
   // Some words of a panel for the blocked path: where they are, or unpacked.
   static const char* block(const T* w, i64 k, i64 panel, i64 begin, i64 size, float* unpacked) {
@@ -174,13 +63,13 @@ template <int NW, class T, class Weight, class Epi>
 void few(const Team& team, const T* x, i64 stride, const Weight* const (&w)[NW], i64 rows, i64 n,
          i64 k, char* scratch, Epi& epi) {
   const char* pointers[few_rows];
-  Reader<T, Weight>::rows(team, x, stride, rows, k, scratch, pointers);
+  const i64 step = Reader<T, Weight>::rows(team, x, stride, rows, k, scratch, pointers);
   const Range mine = team.share(panels(n));
   alignas(64) float c[NW][few_rows * few_stride];
   for (i64 p = mine.begin; p < mine.end; p += side_panels) {
     const Range group = {p, least(p + side_panels, mine.end)};
     for (int q = 0; q < NW; ++q)
-      Reader<T, Weight>::panels(pointers, rows, w[q], group, k, c[q]);
+      Reader<T, Weight>::panels(pointers, step, rows, w[q], group, k, c[q]);
     drain<NW>(c[0], few_rows * few_stride, few_stride, 0, rows, p * NB,
               least(group.end * NB, n) - p * NB, epi);
   }
@@ -237,6 +126,8 @@ GD_NOINLINE void copy_blocks(const Team& team, const T* x, i64 stride, i64 rows,
 template <class T, class Weight>
 GD_NOINLINE void many_block(const char* x, i64 padded, Range rows, const Weight* w, Range group,
                             i64 k, float* unpacked, float* c) {
+  // Bytes of the next panel that a strip fetches for each of its words.
+  constexpr i64 ahead = least(8, NB * 4 / (block_rows / R));
   const i64 count = x_words<T>(k);
   for (i64 begin = 0; begin < count; begin += block_k) {
     const i64 size = least(block_k, count - begin);
@@ -249,7 +140,7 @@ GD_NOINLINE void many_block(const char* x, i64 padded, Range rows, const Weight*
     for (i64 r0 = rows.begin; r0 < rows.end; r0 += block_rows)
       for (i64 p = 0; p < count_panels; ++p)
         for (i64 r = r0; r < least(r0 + block_rows, rows.end); r += R) {
-          const char* next = block[p + 1 < count_panels ? p + 1 : 0] + (r - r0) / R * size * 8;
+          const char* next = block[p + 1 < count_panels ? p + 1 : 0] + (r - r0) / R * size * ahead;
           strip_tile<typename Kinds<T>::many>(xb + r * size * 4, block[p], size,
                                               c + (r - rows.begin) * block_columns + p * NB,
                                               block_columns, begin > 0, next);
@@ -299,12 +190,10 @@ void many(const Team& team, const T* x, i64 stride, const Weight* const (&w)[NW]
 // Bytes of scratch that matmul needs for these sizes, for every element type.
 inline i64 matmul_scratch(i64 rows, i64 n, i64 k, int nw, int threads) {
   (void)n;
-  const i64 row_bytes = round_up(k, 2) * 4;
-  const i64 few = rows <= product::few_rows ? threads * round_up(rows * row_bytes, 64) : 0;
-  if (rows <= R) return few;
-  const i64 padded = product::even_chunk(rows);
-  return most(few,
-              round_up(padded * row_bytes, 64) + threads * product::own_floats(padded, nw) * 4);
+  if (rows <= product::few_rows)
+    return threads * round_up(rows * round_up(k, 2 * product::longest_few) * 4, 64);
+  const i64 padded = product::even_chunk(rows), x_bytes = padded * round_up(k, 2) * 4;
+  return round_up(x_bytes, 64) + threads * product::own_floats(padded, nw) * 4;
 }
 
 // For every row and vector of columns: epi(row, column, lanes, sum of x[row] * w[0][column .. ][,
@@ -313,7 +202,7 @@ inline i64 matmul_scratch(i64 rows, i64 n, i64 k, int nw, int threads) {
 template <int NW, class T, class Epi>
 void matmul(const Team& team, const T* x, i64 x_stride, const T* const (&w)[NW], i64 rows, i64 n,
             i64 k, char* scratch, Epi epi) {
-  if (rows <= product::few_limit<T>)
+  if (rows <= product::few_rows)
     product::few<NW>(team, x, x_stride, w, rows, n, k, scratch, epi);
   else
     product::many<NW>(team, x, x_stride, w, rows, n, k, scratch, epi);

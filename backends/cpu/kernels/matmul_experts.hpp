@@ -50,7 +50,7 @@ struct Chunk {
 };
 // Where pairs have to be unpacked, that pays for the blocked path only from many rows on.
 template <class T>
-constexpr i64 most_few = same<typename Kinds<T>::few, PairWords>::value ? 16 * R : few_limit<T>;
+constexpr i64 most_few = same<typename Kinds<T>::few, PairWords>::value ? 16 * R : few_rows;
 template <class T> GD_INLINE bool is_many(i64 count) { return count > most_few<T>; }
 
 // body(chunk) for every chunk of every expert that was chosen.
@@ -98,7 +98,7 @@ GD_NOINLINE void few_of(const ExpertLinear<T>& p, const Chunk& c, const T* w, Ra
   alignas(64) float sums[most_few<T> * few_stride];
   for (i64 panel = mine.begin; panel < mine.end; panel += side_panels) {
     const Range group = {panel, least(panel + side_panels, mine.end)};
-    few_panels(pointers, c.count, w, group, p.k, sums);
+    few_panels(pointers, few_block_bytes<T>(c.count), c.count, w, group, p.k, sums);
     for (i64 r = 0; r < c.count; ++r)
       drain<1>(sums + r * few_stride, 0, few_stride, c.rows[r], 1, panel * NB,
                least(group.end * NB, p.n) - panel * NB, epi);

@@ -81,17 +81,26 @@ struct Reader<T, Quant<Bits, Group, Offset, Scale, IntAct>> {
   using Q = Quant<Bits, Group, Offset, Scale, IntAct>;
   using Kind = typename quants::RowsOf<T, Q>::type;
 
-  static void rows(const Team& team, const T* x, i64 stride, i64 rows, i64 k, char* scratch,
-                   const char** pointers) {
+  static i64 rows(const Team& team, const T* x, i64 stride, i64 rows, i64 k, char* scratch,
+                  const char** pointers) {
     const i64 bytes = quants::row_bytes(k);
-    share_rows(team, rows, k, bytes, scratch, pointers, [&](i64 r, char* to) {
+    share_rows(team, rows, k, bytes, bytes, scratch, pointers, [&](i64 r, char* to) {
       quants::prepare_row<Q>(x + r * stride, k, reinterpret_cast<typename Kind::Block*>(to));
     });
+    return 0;
   }
-  static void panels(const char* const* x, i64 rows, const Q* w, Range group, i64 k, float* c) {
-    few_tiles(rows, group, c, [&](auto height, auto side, i64 r, i64 p, float* to) {
-      quants::tile<Q, Kind, height.value, side.value>(x + r, w, k, p, to, few_stride);
-    });
+  static void panels(const char* const* x, i64, i64 rows, const Q* w, Range group, i64 k,
+                     float* c) {
+    if (rows < from_rows) {
+      side_tiles(rows, group, c, [&](auto height, auto side, i64 p, float* to) {
+        quants::tile<Q, Kind, height.value, side.value>(x, w, k, p, to, few_stride);
+      });
+      return;
+    }
+    for (i64 p = group.begin; p < group.end; ++p, c += NB)
+      for_heights(rows, [&](auto height, i64 r) {
+        quants::tile<Q, Kind, height.value, 1>(x + r, w, k, p, c + r * few_stride, few_stride);
+      });
   }
   static const char* block(const Q* w, i64 k, i64 panel, i64 begin, i64 size, float* unpacked) {
     constexpr int each = dots<T> ? 2 : 1;
@@ -105,7 +114,8 @@ struct Reader<T, Quant<Bits, Group, Offset, Scale, IntAct>> {
 // Bytes of scratch that matmul needs with weights of any format.
 inline i64 quant_scratch(i64 rows, i64 n, i64 k, int nw, int threads) {
   const i64 own = round_up(rows * quants::row_bytes(k), 64);
-  return most(rows <= product::few_rows ? threads * own : 0, matmul_scratch(rows, n, k, nw, threads));
+  const i64 few = rows <= product::few_rows ? threads * own : 0;
+  return most(few, matmul_scratch(rows, n, k, nw, threads));
 }
 
 // As matmul with other weights.

@@ -35,6 +35,15 @@ GD_INLINE F dot2(F acc, I a, I b) {
 #endif
 }
 
+// acc += a * b, in the register of acc: left to itself the compiler moves accumulators about.
+GD_INLINE void add_product(F& acc, F a, F b) {
+#if defined(GD_AVX2)
+  __asm__("vfmadd231ps %2, %1, %0" : "+x"(acc) : "x"(a), "x"(b));
+#else
+  acc = fma(a, b, acc);
+#endif
+}
+
 // What one word of weights means and what it is multiplied with.
 struct F32Words {  // x: f32
   static constexpr int x_words = 1;
@@ -78,8 +87,10 @@ GD_INLINE void step(F (&acc)[Rows][V], const X& x, i64 k, const char* w) {
       const I word_x = splat_i(load_word(x.template at<Kind>(k, part, r)));
 #pragma GCC unroll 4
       for (int v = 0; v < V; ++v)
-        acc[r][v] = same<Kind, DotWords>::value ? dot2(acc[r][v], (I)weight[v], word_x)
-                                                : fma((F)word_x, weight[v], acc[r][v]);
+        if constexpr (same<Kind, DotWords>::value)
+          acc[r][v] = dot2(acc[r][v], (I)weight[v], word_x);
+        else
+          add_product(acc[r][v], (F)word_x, weight[v]);
     }
   }
 }
@@ -124,6 +135,24 @@ GD_NOINLINE void tile(const char* const* rows, const char* w, i64 panel_bytes, i
     for (int p = 0; p < Panels; ++p) step<Rows, Kind>(acc[p], x, k, w + p * panel_bytes);
 #pragma GCC unroll 4
   for (int p = 0; p < Panels; ++p) store_sums(acc[p], c + p * NB, c_stride, add);
+}
+
+// c[Rows][NB] (+)= the rows times `count` words of a panel that the first cache has, or nearly.
+// Meanwhile it fetches `lines` of what comes next for every 4 words.
+template <int Rows, class Kind>
+GD_NOINLINE void block_tile(const char* const* rows, i64 offset, const char* w, i64 count,
+                            float* c, i64 c_stride, bool add, const char* ahead, int lines) {
+  F acc[Rows][V] = {};
+  RowPointers<Rows> x;
+  for (int r = 0; r < Rows; ++r) x.row[r] = rows[r] + offset;
+  i64 k = 0;
+  for (; k + 4 <= count; k += 4, w += 4 * NB * 4) {
+    for (int i = 0; i < lines; ++i, ahead += 64) __builtin_prefetch(ahead);
+#pragma GCC unroll 4
+    for (int u = 0; u < 4; ++u) step<Rows, Kind>(acc, x, k + u, w + u * NB * 4);
+  }
+  for (; k < count; ++k, w += NB * 4) step<Rows, Kind>(acc, x, k, w);
+  store_sums(acc, c, c_stride, add);
 }
 
 // The same for a strip of R rows side by side.  Meanwhile it fetches what comes next: its own sums,

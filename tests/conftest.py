@@ -10,13 +10,15 @@ from pathlib import Path
 
 import pytest
 from fuzzreport import SAMPLE, failed_counts, summary
-from quick import quick_environment
+from quick import quick_compiler, quick_environment
 
 GOLDEN = Path(__file__).parent / "golden"
 
 DRAWN = {"graph_seeds": (1, 160, 40), "built_seeds": (10, 12, 20), "order_seeds": (10, 24, 24)}
 """Ranges of random graphs that a test takes: one in so many of --seeds, never fewer than the fixed
 sample, and as many a test."""
+QUICK = ("borders", "cli", "hf", "models", "runtime")
+"""Folders of tests of what is around the generated code."""
 EACH = 50
 """One in so many of --seeds is a test of its own, as `fuzz_seed`."""
 
@@ -55,6 +57,13 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     seeds = session.config.getoption("--seeds")
     if reporter is not None and failed_counts(reporter.stats, seeds):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture(autouse=True)
+def quick_builds(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What tests of callers build is compiled quickly. Fixtures of a session say so themselves."""
+    if request.path.parent.name in QUICK:
+        monkeypatch.setenv("CXX", quick_compiler())
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,8 @@ HERE = Path(__file__).parent
 def quick_compiler() -> str:
     """What CXX is to say: the compiler, told to optimise little. TEST_FLAGS in the environment is
     given to it instead; if that is empty, it compiles as for users."""
-    return f"{shlex.quote(str(HERE / 'quick-compiler'))} {os.environ.get('CXX') or 'g++'}"
+    wrapper, compiler = shlex.quote(str(HERE / "quick-compiler")), os.environ.get("CXX") or "g++"
+    return compiler if compiler.startswith(wrapper) else f"{wrapper} {compiler}"
 
 
 def quick_environment() -> dict[str, str]:

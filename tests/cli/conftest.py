@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 from clicase import Cli, Refused, Result, tree
-from quick import quick_compiler
 
 from graphdsl.cli import main
 
@@ -30,7 +29,6 @@ def cli(here: Path, shared_cache: Path, monkeypatch: pytest.MonkeyPatch,
         capfd: pytest.CaptureFixture[str]) -> Cli:
     """Runs a command in this process; builds of all tests share a cache."""
     monkeypatch.setenv("GRAPHDSL_CACHE", str(shared_cache))
-    monkeypatch.setenv("CXX", quick_compiler())
 
     def run(*argv: str | Path) -> Result:
         capfd.readouterr()

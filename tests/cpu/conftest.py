@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from bundle import excess, outcome
+from quick import quick_environment
 
 from graphdsl.builder import BuildOptions, build_graph
 from graphdsl.ir import Graph
@@ -23,6 +25,12 @@ Compare = Callable[..., Operator]
 def options(tmp_path_factory: pytest.TempPathFactory) -> BuildOptions:
     cache = tmp_path_factory.mktemp("cache")
     return BuildOptions(cache=cache, environment=dict(os.environ))
+
+
+@pytest.fixture(scope="session")
+def quick_options(options: BuildOptions) -> BuildOptions:
+    """For tests of how calls are put together, whose kernels others compile as for users."""
+    return replace(options, cache=options.cache / "quick", environment=quick_environment())
 
 
 @pytest.fixture(scope="session")

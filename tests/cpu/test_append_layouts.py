@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -100,11 +99,6 @@ class Step:
     wanted: Tensor
     caches: Mapping[str, Tensor]
     expected: Mapping[str, Tensor]
-
-
-@pytest.fixture(scope="module")
-def options(tmp_path_factory: pytest.TempPathFactory) -> BuildOptions:
-    return BuildOptions(cache=tmp_path_factory.mktemp("cache"), environment=dict(os.environ))
 
 
 def inputs_of(graph: Graph, at: tuple[tuple[int, ...], ...], step: int) -> dict[str, Tensor]:
@@ -215,11 +209,11 @@ def test_copies_and_exact_rows(options: BuildOptions) -> None:
 @pytest.mark.parametrize(("layout", "turns"), [
     ({"order": "sbnd", "policy": "paged", "block": "4"}, "2"), ({"policy": "shift"}, "2"),
     ({"policy": "paged", "block": "4"}, "9")], ids=["rolled", "rolled shift", "unrolled"])
-def test_models(layout: Mapping[str, str], turns: str, options: BuildOptions) -> None:
+def test_models(layout: Mapping[str, str], turns: str, quick_options: BuildOptions) -> None:
     """Layers that are rolled hand the table on to every turn; those that are not share a call."""
     graph = trace(Llama(SMALL))
     passes = {"kv_layout": layout, "roll": {"min_turns": turns}}
-    operator = Operator(Path(build_graph(graph, replace(options, passes=passes)).path))
+    operator = Operator(Path(build_graph(graph, replace(quick_options, passes=passes)).path))
     source = (operator.path / "src" / "Llama.cpp").read_text()
     assert source.count(" rope_append(team") == 1
     assert ("for (i64 turn" in source) == (turns == "2")

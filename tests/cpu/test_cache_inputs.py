@@ -49,8 +49,8 @@ def reader(layout: str, options: BuildOptions) -> tuple[Operator, Samples]:
 
 @pytest.mark.parametrize("layout", ["bsnd", "bnsd", "sbnd", "bnsd:paged/4", "sbnd:int8",
                                     "bsnd:paged/2:int8"])
-def test_a_cache_as_an_input(layout: str, options: BuildOptions) -> None:
-    operator, given = reader(layout, options)
+def test_a_cache_as_an_input(layout: str, quick_options: BuildOptions) -> None:
+    operator, given = reader(layout, quick_options)
     inputs: dict[str, Any] = dict(given.inputs)
     ports = operator.manifest["inputs"]
     block = ports[2]["layout"]["block"]
@@ -71,7 +71,8 @@ def test_a_cache_as_an_input(layout: str, options: BuildOptions) -> None:
 @pytest.mark.parametrize(("layout", "message"), [
     ("sbnd", r"k is \[2, 8, 2, 8\], wanted \[slots, batch, 2, 8\]: batch is 8"),
     ("bsnd:int8", "k is torch.float32, wanted torch.int8")])
-def test_a_cache_of_another_layout(layout: str, message: str, options: BuildOptions) -> None:
-    operator, given = reader(layout, options)
+def test_a_cache_of_another_layout(layout: str, message: str,
+                                  quick_options: BuildOptions) -> None:
+    operator, given = reader(layout, quick_options)
     with pytest.raises(GraphError, match=message):
         operator(*given.inputs.values())

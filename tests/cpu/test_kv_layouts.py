@@ -137,8 +137,9 @@ def script() -> Script:
 
 
 @pytest.fixture(scope="module", params=list(LIBRARIES))
-def models(request: pytest.FixtureRequest, options: BuildOptions, script: Script) -> Models:
-    return Models.built(LIBRARIES[request.param], options, script.reference.weights)
+def models(request: pytest.FixtureRequest, quick_options: BuildOptions,
+           script: Script) -> Models:
+    return Models.built(LIBRARIES[request.param], quick_options, script.reference.weights)
 
 
 def check(found: Mapping[str, Tensor], expected: Tensor, what: Any) -> None:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from quick import quick_environment
 
 from graphdsl.backends.cpu.backend import CPU
 from graphdsl.backends.cpu.features import LEVELS, Level, best_level, cpu_features
@@ -57,13 +58,13 @@ def test_the_best_level_that_the_cpu_lists_is_chosen() -> None:
 
 def test_the_level_is_part_of_the_build(tmp_path: Path) -> None:
     graph = trace(Llama(SMALL))
-    options = BuildOptions(cache=tmp_path, environment=dict(os.environ))
+    options = BuildOptions(cache=tmp_path, environment=quick_environment())
     paths = {build_graph(graph, options, CPU(level)).path for level in LEVELS[2:]}
     assert len(paths) == 2
 
 
 def test_the_workspace_is_hardly_more_than_what_lives_at_once(tmp_path: Path) -> None:
-    options = BuildOptions(cache=tmp_path, environment=dict(os.environ))
+    options = BuildOptions(cache=tmp_path, environment=quick_environment())
     operator = Operator(build_graph(trace(Llama(SMALL)), options).path)
     for tokens in (1, 7, 300):
         dims = {"batch": 2, "tokens": tokens, "slots": 512, "outputs": 1}

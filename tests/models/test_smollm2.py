@@ -103,15 +103,17 @@ def test_greedy_tokens_equal_those_of_transformers(
         assert best[0] - best[1] < TIE, f"token {at} differs"
 
 
+@pytest.mark.parametrize("name", [
+    "one token", *(pytest.param(name, marks=pytest.mark.full if name == "long" else ())
+                   for name in PROMPTS)])
 def test_teacher_forced_logits(model: LanguageModel, reference: Any,
-                               prompts: dict[str, list[int]]) -> None:
-    for ids in prompts.values():
-        batch = torch.tensor([ids])
-        with torch.no_grad():
-            wanted = reference(batch).logits[0]
-        found = model.logits(batch)[0]
-        worst = max(error_of(a, b) for a, b in zip(found, wanted, strict=True))
-        assert worst <= LOGITS
+                               prompts: dict[str, list[int]], name: str) -> None:
+    batch = torch.tensor([prompts[name]])
+    with torch.no_grad():
+        wanted = reference(batch).logits[0]
+    found = model.logits(batch)[0]
+    worst = max(error_of(a, b) for a, b in zip(found, wanted, strict=True))
+    assert worst <= LOGITS
 
 
 @pytest.mark.full

@@ -70,6 +70,8 @@ class Library {
   void* handle_;
 };
 
+using Addresses = std::vector<std::uintptr_t>;
+
 void* pointer(std::uintptr_t address) { return reinterpret_cast<void*>(address); }
 
 // Numbers of input or state `port`, on the host, that kernels index with: `count` of them, in
@@ -86,7 +88,7 @@ using RangeTuple = std::tuple<std::size_t, std::int64_t, std::int64_t, std::int6
 struct Pages {
   std::int64_t positions, rows, count, table, sequences, pages, block;
 
-  bool covered(const std::vector<std::uintptr_t>& addresses) const {
+  bool covered(const Addresses& addresses) const {
     const auto* blocks = numbers(addresses, table);
     for (std::int64_t i = 0; i < sequences; ++i) {
       const std::int64_t used = pages_in_use(addresses, rows == 1 ? 0 : i);
@@ -98,11 +100,11 @@ struct Pages {
   }
 
  private:
-  static const std::int32_t* numbers(const std::vector<std::uintptr_t>& addresses,
+  static const std::int32_t* numbers(const Addresses& addresses,
                                      std::int64_t port) {
     return reinterpret_cast<const std::int32_t*>(addresses[static_cast<std::size_t>(port)]);
   }
-  std::int64_t pages_in_use(const std::vector<std::uintptr_t>& addresses, std::int64_t row) const {
+  std::int64_t pages_in_use(const Addresses& addresses, std::int64_t row) const {
     if (positions < 0) return pages;
     const auto* first = numbers(addresses, positions) + row * count;
     const std::int64_t last = *std::max_element(first, first + count);
@@ -112,6 +114,95 @@ struct Pages {
 using PagesTuple = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t,
                               std::int64_t, std::int64_t>;
 
+// Where weights lie, read from Python once for all plans.
+struct Params {
+  explicit Params(Addresses all) : addresses(std::move(all)) {}
+  const Addresses addresses;
+};
+
+// A weak reference to an object of Python, and whether an object is still that one.
+class Weak {
+ public:
+  explicit Weak(const py::handle& object) : ref_(object) {}
+  bool is(PyObject* object) const {
+#if PY_VERSION_HEX >= 0x030D0000
+    PyObject* found = nullptr;
+    PyWeakref_GetRef(ref_.ptr(), &found);
+    Py_XDECREF(found);
+    return found == object;
+#else
+    return PyWeakref_GetObject(ref_.ptr()) == object;
+#endif
+  }
+
+ private:
+  py::weakref ref_;
+};
+
+// The tensors of a call that were found to fit, by weak reference, and where they lie. What is asked
+// of them again is little, for after a step they are not in the processor's caches.
+class Held {
+ public:
+  // The tensors of a state, under their names; inputs, and results that the caller has given. The
+  // addresses are those of the inputs, the state and the results. `data_ptr` tells one.
+  Held(py::tuple names, const py::tuple& inputs, const py::tuple& state, const py::tuple& results,
+       Addresses all, py::function data_ptr)
+      : addresses(std::move(all)),
+        inputs(inputs.size()),
+        states(state.size()),
+        names_(std::move(names)),
+        data_ptr_(std::move(data_ptr)) {
+    for (const auto& part : {inputs, state, results}) {
+      for (const py::handle& tensor : part) tensors_.emplace_back(tensor);
+    }
+    if (tensors_.size() != addresses.size() || names_.size() != states) {
+      throw std::invalid_argument("another number of tensors");
+    }
+  }
+
+  // Whether a dict has these very tensors in this order, under the same names, at the very places.
+  // Equal names that are other objects are not known again, which costs time and nothing else.
+  bool same_state(const py::dict& state) const {
+    if (state.size() != states) return false;
+    PyObject *name = nullptr, *tensor = nullptr;
+    Py_ssize_t position = 0;
+    for (std::size_t i = 0; PyDict_Next(state.ptr(), &position, &name, &tensor); ++i) {
+      if (name != PyTuple_GET_ITEM(names_.ptr(), static_cast<Py_ssize_t>(i))) return false;
+      if (!same(inputs + i, tensor)) return false;
+    }
+    return true;
+  }
+
+  // The same of inputs and results, if results were given.
+  bool same_rest(const py::tuple& given, const py::sequence& results) const {
+    const std::size_t count = results.size();
+    if (given.size() != inputs || count != addresses.size() - inputs - states) return false;
+    for (std::size_t i = 0; i < inputs; ++i) {
+      if (!same(i, given[i].ptr())) return false;
+    }
+    for (std::size_t i = 0; i < count; ++i) {
+      const py::object result = results[i];
+      if (!same(inputs + states + i, result.ptr())) return false;
+    }
+    return count > 0;
+  }
+
+  const Addresses addresses;
+  const std::size_t inputs, states;
+
+ private:
+  bool same(std::size_t i, PyObject* tensor) const {
+    if (!tensors_[i].is(tensor)) return false;
+    auto* told = PyObject_CallOneArg(data_ptr_.ptr(), tensor);
+    if (!told) throw py::error_already_set();
+    return py::reinterpret_steal<py::int_>(told).cast<std::uintptr_t>() == addresses[i];
+  }
+
+  py::tuple names_;
+  py::function data_ptr_;
+  std::vector<Weak> tensors_;
+};
+
 using CallTime = std::tuple<std::int64_t, std::int64_t, std::int64_t>;
 
 // The pointer table holds `given` inputs and states, then params, then results.
@@ -120,7 +211,11 @@ class Plan {
   Plan(std::shared_ptr<Library> library, const std::vector<std::int64_t>& dims, int threads,
        std::uintptr_t workspace, std::size_t given, std::size_t params, std::size_t results,
        const std::vector<RangeTuple>& ranges, const std::vector<PagesTuple>& pages)
-      : library_(std::move(library)), given_(given), params_(params), results_(results) {
+      : library_(std::move(library)),
+        given_(given),
+        params_(params),
+        results_(results),
+        addresses_(given + results) {
     for (const auto& [port, count, low, high] : ranges) {
       if (port >= given) throw std::out_of_range("no such input in the plan");
       ranges_.push_back({port, count, low, high});
@@ -142,33 +237,41 @@ class Plan {
   Plan(const Plan&) = delete;
   Plan& operator=(const Plan&) = delete;
 
-  void bind(const std::vector<std::uintptr_t>& params) {
-    if (params.size() != params_) throw std::invalid_argument("another number of params");
-    for (std::size_t i = 0; i < params_; ++i) rebind(given_ + i, params[i]);
+  void bind(const Params& params) {
+    if (params.addresses.size() != params_) {
+      throw std::invalid_argument("another number of params");
+    }
+    for (std::size_t i = 0; i < params_; ++i) rebind(given_ + i, params.addresses[i]);
     bound_ = true;
   }
 
   // Runs on these inputs, states and results; false, and nothing done, where an index is out of
   // range or a page is missing. The caller's other threads go on meanwhile. On a stream the step
   // may still run when this returns; without one (0) it is done.
-  bool step(const std::vector<std::uintptr_t>& addresses, std::uintptr_t stream) {
+  bool step(const Addresses& addresses, std::uintptr_t stream) {
     if (addresses.size() != given_ + results_) {
       throw std::invalid_argument("another number of tensors");
     }
-    if (!bound_ && params_ > 0) throw std::logic_error("the plan has no params yet");
-    const py::gil_scoped_release release;
-    for (const Range& range : ranges_) {
-      if (!in_range(range, reinterpret_cast<const std::int32_t*>(addresses[range.port]))) {
-        return false;
-      }
+    std::copy(addresses.begin(), addresses.end(), addresses_.begin());
+    return run(stream);
+  }
+
+  // The same on inputs and results, with a state that was found to fit this plan; without them, on
+  // those that were held with it.
+  bool step_held(const Held& held, const Addresses& addresses) {
+    const bool all = addresses.empty() && held.addresses.size() == given_ + results_;
+    const std::size_t wanted = held.inputs + results_;
+    if (held.inputs + held.states != given_ || (!all && addresses.size() != wanted)) {
+      throw std::invalid_argument("another number of tensors");
     }
-    for (const Pages& pages : pages_) {
-      if (!pages.covered(addresses)) return false;
+    const auto held_end = held.addresses.begin() + signed_size(all ? given_ + results_ : given_);
+    std::copy(held.addresses.begin(), held_end, addresses_.begin());
+    if (!all) {
+      const auto results = addresses.begin() + signed_size(held.inputs);
+      std::copy(addresses.begin(), results, addresses_.begin());
+      std::copy(results, addresses.end(), addresses_.begin() + signed_size(given_));
     }
-    for (std::size_t i = 0; i < given_; ++i) rebind(i, addresses[i]);
-    for (std::size_t i = given_; i < addresses.size(); ++i) rebind(params_ + i, addresses[i]);
-    library_->check(library_->step(plan_, pointer(stream)));
-    return true;
+    return run(0);
   }
 
   // Nanoseconds, turns and nanoseconds of waiting of every call in the last step.
@@ -184,10 +287,27 @@ class Plan {
   }
 
  private:
+  static std::ptrdiff_t signed_size(std::size_t n) { return static_cast<std::ptrdiff_t>(n); }
   static bool in_range(const Range& range, const std::int32_t* numbers) {
     for (std::int64_t i = 0; i < range.count; ++i) {
       if (numbers[i] < range.low || numbers[i] >= range.high) return false;
     }
+    return true;
+  }
+  bool run(std::uintptr_t stream) {
+    if (!bound_ && params_ > 0) throw std::logic_error("the plan has no params yet");
+    const py::gil_scoped_release release;
+    for (const Range& range : ranges_) {
+      if (!in_range(range, reinterpret_cast<const std::int32_t*>(addresses_[range.port]))) {
+        return false;
+      }
+    }
+    for (const Pages& pages : pages_) {
+      if (!pages.covered(addresses_)) return false;
+    }
+    for (std::size_t i = 0; i < given_; ++i) rebind(i, addresses_[i]);
+    for (std::size_t i = given_; i < addresses_.size(); ++i) rebind(params_ + i, addresses_[i]);
+    library_->check(library_->step(plan_, pointer(stream)));
     return true;
   }
   void rebind(std::size_t index, std::uintptr_t address) {
@@ -198,6 +318,7 @@ class Plan {
   std::size_t given_, params_, results_;
   std::vector<Range> ranges_;
   std::vector<Pages> pages_;
+  Addresses addresses_;  // of inputs, states and results in a step
   bool bound_ = false;
   gdsl_plan* plan_ = nullptr;
 };
@@ -231,11 +352,18 @@ PYBIND11_MODULE(_native, m) {
                                          static_cast<const float*>(pointer(offsets))};
              l.check(l.pack(param, &source, pointer(target)));
            });
+  py::class_<Params>(m, "Addresses").def(py::init<Addresses>());
+  py::class_<Held>(m, "Held")
+      .def(py::init<py::tuple, const py::tuple&, const py::tuple&, const py::tuple&, Addresses,
+                    py::function>())
+      .def("same_state", &Held::same_state)
+      .def("same_rest", &Held::same_rest);
   py::class_<Plan>(m, "Plan")
       .def(py::init<std::shared_ptr<Library>, const std::vector<std::int64_t>&, int,
                     std::uintptr_t, std::size_t, std::size_t, std::size_t,
                     const std::vector<RangeTuple>&, const std::vector<PagesTuple>&>())
       .def("bind", &Plan::bind)
       .def("step", &Plan::step, py::arg("addresses"), py::arg("stream") = 0)
+      .def("step_held", &Plan::step_held)
       .def("times", &Plan::times);
 }

@@ -10,10 +10,7 @@ do not exist there; start workers with `spawn`, to which an Operator can be sent
 from __future__ import annotations
 
 import os
-import threading
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +21,7 @@ from graphdsl.runtime.device import HOST, claim, open_device
 from graphdsl.runtime.dims import PlanDim, sources
 from graphdsl.runtime.folder import library_checksum, library_path, open_library, read_manifest
 from graphdsl.runtime.pages import PageCheck
+from graphdsl.runtime.plans import BoundPlan, ThreadPlans
 from graphdsl.runtime.ports import Port, listed
 from graphdsl.runtime.weights import Checked, WeightFormat
 
@@ -31,10 +29,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from graphdsl.quant import Quantised
-    from graphdsl.runtime._native import Plan
-
-PLANS_A_THREAD = 8
-"""Plans that a thread keeps; the one unused longest goes first. They share one workspace."""
 
 _PROCESS = os.getpid()
 """Where this module was loaded: in any other process OpenMP's threads were lost in a fork."""
@@ -44,25 +38,6 @@ Weights = Mapping[str, "Tensor | Quantised"]
 State = dict[str, "Tensor"]
 """KV caches by name, as the layouts of the manifest have them in memory, changed in place by a
 call, and for paged ones the block table, which is the caller's own."""
-
-
-@dataclass
-class _Bound:
-    """A plan, and what was checked when it was made: a call with the same shapes skips that."""
-
-    plan: Plan
-    shapes: list[torch.Size]
-    dtypes: list[torch.dtype]
-    outputs: list[tuple[list[int], dict[str, Any]]]
-    weights: Checked | None = None
-
-
-class _ThreadPlans(threading.local):
-    """Plans by threads and dims, on one workspace that grows."""
-
-    def __init__(self) -> None:
-        self.plans: OrderedDict[tuple[int, ...], _Bound] = OrderedDict()
-        self.workspace: Tensor | None = None
 
 
 class Operator:
@@ -91,7 +66,7 @@ class Operator:
         self._format = WeightFormat(self.name, self.manifest, self._native, self.device)
         self._weights: tuple[list[Tensor], Checked] | None = None
         self._packed: Checked | None = None
-        self._plans = _ThreadPlans()
+        self._plans = ThreadPlans()
 
     def __repr__(self) -> str:
         return f"Operator({self.name!r}, backend={self.manifest['backend']!r})"
@@ -182,15 +157,48 @@ class Operator:
         return {p.name: torch.zeros(p.sizes(dims), dtype=p.dtype, device=at) if p.layout
                 else own.to(p.device, copy=True) for p in self.state}
 
-    def __call__(self, *inputs: Tensor, state: State | None = None) -> Any:
-        """The results, one tensor or a tuple; `state` is changed in place.
+    def __call__(self, *inputs: Tensor, state: State | None = None,
+                 out: Sequence[Tensor] | None = None) -> Any:
+        """The results, one tensor or a tuple; `state` is changed in place. Given `out`, results are
+        written to its tensors, which share no memory with others, and nothing is allocated.
 
         Raises GraphError, before native code runs, for a tensor of another rank, size, dtype or
         device, or with a gap between its rows, and for ids, positions or rows out of range.
         """
-        weights = self._bound_weights()  # held, so that another `bind` does not free them
-        results = self._run(inputs, self._tensors(state or {}), weights[1])
+        weights = self._bound_weights()[1]  # held, so that another `bind` does not free them
+        results = self._again(inputs, state, out, weights)
+        if results is None:
+            given = self._tensors(state or {})
+            results = self._run(inputs, given, weights, out)
+            if state and not self._away:
+                self._plans.remember(inputs, state, given, out or ())
         return results[0] if len(results) == 1 else tuple(results)
+
+    def _again(self, inputs: tuple[Tensor, ...], state: State | None,
+               out: Sequence[Tensor] | None, weights: Checked) -> Sequence[Tensor] | None:
+        """The results of a call like an earlier one with this state; nothing where anything is not
+        as it was then. Its tensors are the very ones, at the very places, so nothing else is asked
+        of them: they may be many, and after a step they are not in the processor's caches."""
+        bound, held = self._plans.states.get(id(state), (None, None))
+        if bound is None or held is None or state is None:
+            return None
+        if self._threads() != bound.threads or torch.is_grad_enabled():
+            return None  # in grad mode, more has to be asked of all tensors
+        try:
+            alike = held.same_rest(inputs, out or ())
+            fits = held.same_state(state) and (alike or (
+                bound.takes(inputs) and (out is None or bound.gives(out))))
+        except (AttributeError, RuntimeError):  # no tensor, or one without memory of its own
+            return None
+        if not fits:
+            return None
+        results = bound.new_results() if out is None else out
+        bound.bind(weights)
+        self._plans.last = bound
+        addresses = () if alike else tuple(map(torch.Tensor.data_ptr, (*inputs, *results)))
+        if not bound.plan.step_held(held, addresses):
+            self._refuse_range(inputs, self._tensors(state))
+        return results
 
     def _tensors(self, state: State) -> list[Tensor]:
         try:
@@ -210,19 +218,20 @@ class Operator:
         packed = self._packed
         if packed is None or not packed.same(weights):
             packed = self._packed = self._format.check(weights)
-        return self._run(inputs, state, packed)
+        return list(self._run(inputs, state, packed))
 
     def _run(self, inputs: Sequence[Tensor], state: Sequence[Tensor],
-             weights: Checked) -> list[Tensor]:
+             weights: Checked, out: Sequence[Tensor] | None = None) -> Sequence[Tensor]:
         if self._away:
             inputs, state = self._gathered(inputs, state, weights)
         tensors = [*inputs, *state]
         bound = self._known(tensors) or self._new_plan(inputs, state)
-        outputs = [torch.empty(size, **options) for size, options in bound.outputs]
-        if bound.weights is not weights:
-            bound.plan.bind(weights.addresses)
-            bound.weights = weights
-        addresses = list(map(torch.Tensor.data_ptr, tensors + outputs))
+        if out is not None:
+            self._check_results(inputs, state, out)
+        outputs = bound.new_results() if out is None else out
+        bound.bind(weights)
+        self._plans.last = bound
+        addresses = list(map(torch.Tensor.data_ptr, (*tensors, *outputs)))
         try:
             # The stream comes last: whatever torch does before is on it then.
             done = bound.plan.step(addresses, self.device.stream(self.name) if self._away else 0)
@@ -245,7 +254,7 @@ class Operator:
         message, _, hint = str(error).partition("\n  hint: ")
         return GraphError(message, hint=hint)
 
-    def _known(self, tensors: Sequence[Tensor]) -> _Bound | None:
+    def _known(self, tensors: Sequence[Tensor]) -> BoundPlan | None:
         """The plan of a call like an earlier one; nothing where anything is not as it was then.
 
         This is `check` for the tensors of every call after the first, without its messages.
@@ -269,7 +278,13 @@ class Operator:
 
     def _key(self, shapes: Sequence[torch.Size]) -> tuple[int, ...]:
         sizes = [shapes[port][axis] for port, axis in self._sources]
-        return (torch.get_num_threads() if os.getpid() == _PROCESS else 1, *sizes)
+        return (self._threads(), *sizes)
+
+    def _threads(self) -> int:
+        """Those that torch has for this thread."""
+        if os.getpid() != _PROCESS:
+            return 1
+        return torch.get_num_threads()
 
     def check(self, inputs: Sequence[Tensor], state: Sequence[Tensor]) -> dict[str, int]:
         """The dims that these tensors bind. Raises GraphError where they do not fit."""
@@ -285,6 +300,19 @@ class Operator:
             dim.check(self.name, dims)
         return dims
 
+    def _check_results(self, inputs: Sequence[Tensor], state: Sequence[Tensor],
+                       out: Sequence[Tensor]) -> None:
+        """Raises GraphError for tensors that the results cannot be written to."""
+        if self._away:
+            raise GraphError(f"{self.name}: out is for operators on the host",
+                             hint="leave it out: results are made on the device")
+        if len(out) != len(self.outputs):
+            raise GraphError(f"{self.name}: {len(out)} tensors given as out, {len(self.outputs)} "
+                             "wanted", hint=f"results: {listed(p.name for p in self.outputs)}")
+        dims = self.check(inputs, state)
+        for tensor, port in zip(out, self.outputs, strict=True):
+            port.check(self.name, tensor, dims)
+
     def _refuse_range(self, inputs: Sequence[Tensor], state: Sequence[Tensor]) -> None:
         """Says which index is out of range; native code found one and did nothing."""
         dims, tensors = self.check(inputs, state), [*inputs, *state]
@@ -296,7 +324,7 @@ class Operator:
             check.check_blocks(self.name, self._given_names, tensors)
         raise GraphError(f"{self.name}: an input was changed by another thread during the call")
 
-    def _new_plan(self, inputs: Sequence[Tensor], state: Sequence[Tensor]) -> _Bound:
+    def _new_plan(self, inputs: Sequence[Tensor], state: Sequence[Tensor]) -> BoundPlan:
         from graphdsl.runtime._native import Plan
 
         dims = self.check(inputs, state)
@@ -311,18 +339,17 @@ class Operator:
                     len(self.manifest["params"]), len(self.outputs), ranges,
                     [check.sizes(shapes) for check in self.pages])
         place = {"device": self.device.current()} if self._away else {}
-        bound = _Bound(plan, shapes, [p.dtype for p in (*self.inputs, *self.state)],
-                       [(p.sizes(dims), {"dtype": p.dtype, **place}) for p in self.outputs])
-        plans = self._plans.plans
-        plans[key] = bound
-        if len(plans) > PLANS_A_THREAD:
-            plans.popitem(last=False)
+        bound = BoundPlan(plan, key[0], len(state), shapes,
+                          [p.dtype for p in (*self.inputs, *self.state)],
+                          [(p.sizes(dims), {"dtype": p.dtype, **place}) for p in self.outputs])
+        self._plans.add(key, bound)
         return bound
 
     def call_times(self) -> list[tuple[int, int, int]]:
         """Of every call of the plan in this thread's last step: its nanoseconds, how often it ran,
         and the nanoseconds that thread 0 waited before it. Only of builds that measure."""
-        return next(reversed(self._plans.plans.values())).plan.times()
+        assert self._plans.last is not None
+        return self._plans.last.plan.times()
 
     def workspace_bytes(self, dims: Mapping[str, int]) -> tuple[int, int]:
         """Bytes of workspace that a call of these dims needs on torch's threads, and the least
@@ -337,8 +364,7 @@ class Operator:
         own = self._plans
         size = self._native.workspace_bytes([dims[dim.name] for dim in self.dims], threads) + 64
         if own.workspace is None or own.workspace.numel() < size:
-            own.plans.clear()
-            own.workspace = None
+            own.clear()
             try:
                 own.workspace = torch.empty(size, dtype=torch.uint8, device=self.device.current())
             except RuntimeError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from graphdsl.errors import GraphError
@@ -19,7 +20,7 @@ from graphdsl.runtime.ports import listed
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from graphdsl.runtime._native import Library
+    from graphdsl.runtime._native import Addresses, Library
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +31,13 @@ class Checked:
     tensors: tuple[weakref.ref[Tensor], ...]
     addresses: tuple[int, ...]
     device: torch.device | None
+
+    @cached_property
+    def table(self) -> Addresses:
+        """The addresses as plans take them."""
+        from graphdsl.runtime._native import Addresses
+
+        return Addresses(self.addresses)
 
     def same(self, weights: Sequence[Tensor]) -> bool:
         """Whether these are the very tensors, at the very places."""

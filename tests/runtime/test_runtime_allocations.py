@@ -56,3 +56,23 @@ def test_decoding_allocates_nothing(layout: str, cache: Path) -> None:
                 before, held = bytes_in_use(), held_by(operator, state)
     assert held_by(operator, state) == held
     assert bytes_in_use() - before < SLACK
+
+
+@pytest.mark.usefixtures("threads")
+def test_results_that_are_given_are_written_to(cache: Path) -> None:
+    """With tensors of the caller's own, torch makes none in a step, and the same step gives the
+    same numbers."""
+    torch.set_num_threads(1)
+    operator = opened(built(Block(), cache))
+    state = operator.new_state(1, 8)
+    x, position = torch.randn(1, 1, 32), torch.zeros(1, 1, dtype=torch.int32)
+    out = [torch.empty(1, 1, 32)]
+    with torch.inference_mode():
+        wanted = operator(x, position, state=state)
+        assert operator(x, position, state=state, out=out) is out[0]
+        with torch.profiler.profile(profile_memory=True) as profiled:
+            for _ in range(3):
+                out[0].fill_(0)
+                assert operator(x, position, state=state, out=out) is out[0]
+    assert torch.equal(out[0], wanted)
+    assert {event.key for event in profiled.key_averages()} == {"aten::fill_"}

@@ -13,7 +13,8 @@ from runtime_layers import LENGTHS, SLOTS, opened, steps
 
 import graphdsl.layer
 from graphdsl.runtime import _native
-from graphdsl.runtime.operator import PLANS_A_THREAD, Operator
+from graphdsl.runtime.operator import Operator
+from graphdsl.runtime.plans import PLANS_A_THREAD
 
 PROMPTS = (1, 2, 17, 300, 2000)
 

@@ -86,6 +86,9 @@ class Measured(Backend, Protocol):
         """This machine on so many threads, measured once and kept in `cache`; `fresh`: measured
         again. Raises ToolError where there is no compiler."""
 
+    def limits_now(self, threads: int, environment: Mapping[str, str], cache: Path) -> Limits:
+        """What the same loops reach at this moment. Raises ToolError as `machine` does."""
+
 
 def beyond_cache(cache_bytes: int) -> int:
     """Bytes of which none stays in the caches when all are read, but not more than a quarter of

@@ -23,7 +23,7 @@ from graphdsl.passes.memory import ordered
 from graphdsl.passes.pipeline import Lowered
 from graphdsl.placement import report
 from graphdsl.plan import Plan
-from graphdsl.roofline import Machine
+from graphdsl.roofline import Limits, Machine
 from graphdsl.views import Ref
 
 from .attention_calls import attention_of, heads_together
@@ -40,7 +40,7 @@ from .calls import (
 )
 from .features import Level, best_level, cpu_features
 from .loops import EXPRESSIONS, REDUCTIONS, loop_scratch
-from .machine import find_machine
+from .machine import find_machine, measure_again
 from .scratch import Scratch
 from .sharing import Site, shared
 
@@ -264,6 +264,10 @@ class CPU:
                 fresh: bool) -> Machine:
         """This machine, measured by loops of our own."""
         return find_machine(self, threads, environment, cache, fresh=fresh)
+
+    def limits_now(self, threads: int, environment: Mapping[str, str], cache: Path) -> Limits:
+        """What those loops reach at this moment."""
+        return measure_again(self, threads, environment, cache)
 
 
 def abi_text() -> str:

@@ -24,6 +24,8 @@ LOOPS = HERE / "roofline" / "loops.cpp"
 
 SECONDS = 1.0
 """For each loop: long enough that other work on the machine does not fill all of it."""
+AGAIN = 0.3
+"""The share of these seconds for loops that are run again beside a measurement."""
 PIECES = 8
 """Parts of the array that are read in turn: a short sample is less often disturbed."""
 STREAMS = (1, 2, 4, 8)
@@ -43,13 +45,18 @@ def find_machine(cpu: CPU, threads: int, environment: Mapping[str, str], cache: 
     known = None if fresh else _known(path)
     if known is not None:
         return known
-    limits = _measured(cpu, threads, environment, path.parent)
+    limits = _measured(cpu, threads, environment, path.parent, SECONDS)
     machine = Machine(name, cpu.chosen.name, threads, compiler.partition("\n")[0], cache_bytes(),
                       limits)
     with staging(path.parent) as staged:
         (staged / path.name).write_text(json.dumps(machine.json(), indent=1) + "\n")
         os.replace(staged / path.name, path)
     return machine
+
+
+def measure_again(cpu: CPU, threads: int, environment: Mapping[str, str], cache: Path) -> Limits:
+    """What the loops reach now, in less time. Raises ToolError where there is no compiler."""
+    return _measured(cpu, threads, environment, cache / "machines", AGAIN * SECONDS)
 
 
 def _known(path: Path) -> Machine | None:
@@ -89,7 +96,8 @@ def _caches(root: Path) -> Iterator[tuple[int, str, int]]:
             yield int(level), shared, int(number) * units.get(size[len(number):], 1)
 
 
-def _measured(cpu: CPU, threads: int, environment: Mapping[str, str], folder: Path) -> Limits:
+def _measured(cpu: CPU, threads: int, environment: Mapping[str, str], folder: Path,
+              seconds: float) -> Limits:
     with staging(folder) as staged:
         kernels = staged / "src" / "kernels"
         kernels.mkdir(parents=True)
@@ -98,10 +106,10 @@ def _measured(cpu: CPU, threads: int, environment: Mapping[str, str], folder: Pa
         (staged / "src" / LOOPS.name).write_text(LOOPS.read_text())
         cpu.compile(staged, staged / "loops.so", environment, folder)
         torch.get_num_threads()  # torch brings the OpenMP runtime that the library is to use
-        return _limits(ctypes.CDLL(str(staged / "loops.so")), threads)
+        return _limits(ctypes.CDLL(str(staged / "loops.so")), threads, seconds)
 
 
-def _limits(loops: ctypes.CDLL, threads: int) -> Limits:
+def _limits(loops: ctypes.CDLL, threads: int, seconds: float) -> Limits:
     array = torch.ones(beyond_cache(cache_bytes()) // 4)
 
     def reading(streams: int) -> Callable[[int], float]:
@@ -117,11 +125,11 @@ def _limits(loops: ctypes.CDLL, threads: int) -> Limits:
         compute.restype = ctypes.c_double
         return lambda turns: float(compute(ctypes.c_int64(turns * 1000), threads))
 
-    read = max(rate(reading(streams), SECONDS / len(STREAMS)) for streams in STREAMS)
-    f32, bf16, int8 = (rate(computing(name), SECONDS)
+    read = max(rate(reading(streams), seconds / len(STREAMS)) for streams in STREAMS)
+    f32, bf16, int8 = (rate(computing(name), seconds)
                        for name in ("gdsl_f32", "gdsl_bf16", "gdsl_int8"))
     measured = Limits(read, f32, bf16, int8)
     return measured.with_larger(measured)
 
 
-__all__ = ["cache_bytes", "cpu_name", "find_machine"]
+__all__ = ["cache_bytes", "cpu_name", "find_machine", "measure_again"]

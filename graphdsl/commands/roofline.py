@@ -8,7 +8,8 @@ import math
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from graphdsl.backend import Backend, find_backend
@@ -38,6 +39,10 @@ ABOVE = 1.1
 """Shares above this say that the machine was busy when its limits were measured."""
 TORCH_SECONDS = 0.1
 """For each of torch's figures."""
+NOTHING = Limits(0.0, 0.0, 0.0, 0.0)
+"""What is known of torch before it is measured."""
+PARTS = 2
+"""Of a measurement, with the limits measured before, between and after them."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +64,14 @@ class Copy:
     inputs: list[Tensor]
     state: State
 
+    @cached_property
+    def results(self) -> list[Tensor]:
+        """Tensors for the results, made by a first step."""
+        found = self.operator(*self.inputs, state=self.state)
+        return list(found) if isinstance(found, tuple) else [found]
+
     def step(self) -> None:
-        self.operator(*self.inputs, state=self.state)
+        self.operator(*self.inputs, state=self.state, out=self.results)
 
 
 def measure_calls(args: argparse.Namespace, session: Session) -> int:
@@ -71,19 +82,21 @@ def measure_calls(args: argparse.Namespace, session: Session) -> int:
         session.progress.begin("machine")
         threads = torch.get_num_threads()
         machine = backend.machine(threads, session.environment, session.cache, fresh=args.fresh)
-        by_torch = torch_limits(machine.cache_bytes)
+        ruler = Ruler(backend, session, machine)
+        ruler.measure()
         session.progress.clear()
         timed = backend.with_times()
         trial = make_trial(args, session, padded=False, backend=timed)
         with trial.source.importing():
             plan = _plan(trial, timed)
             copies = copies_of(trial, beyond_cache(machine.cache_bytes))
-            taken, steps = _measured(plan, _step(trial, plan, args.past), copies, machine,
-                                     args.seconds)
+            samples = _sampled(copies, ruler, args.seconds)
+    taken = _taken(plan, _step(trial, plan, args.past), samples)
+    machine, by_torch = ruler.machine, ruler.by_torch
     limits = machine.limits.with_larger(by_torch)
     cached = trial.operator.workspace_bytes(trial.dims())[0] <= machine.cache_bytes
     calls = [call_figures(each, limits, cached=cached) for each in taken]
-    step = step_figures(calls, steps)
+    step = step_figures(calls, samples, [each.place for each in taken])
     _print(machine, by_torch, calls, step)
     facts = machine_facts(backend, session) | {
         "limits": asdict(limits), "own_loops": machine.json(), "by_torch": asdict(by_torch)}
@@ -110,6 +123,24 @@ def _checked(args: argparse.Namespace) -> Measured:
         raise GraphError(f"--roofline: the {args.backend} backend does not measure its calls",
                          hint="--backend cpu does")
     return backend
+
+
+@dataclass
+class Ruler:
+    """The limits of this machine: the largest of all that was measured, for what else runs on it
+    takes from some measurements and not from others."""
+
+    backend: Measured
+    session: Session
+    machine: Machine
+    by_torch: Limits = NOTHING
+
+    def measure(self) -> None:
+        """Measures all of them."""
+        own = self.backend.limits_now(self.machine.threads, self.session.environment,
+                                      self.session.cache)
+        self.machine = replace(self.machine, limits=self.machine.limits.with_larger(own))
+        self.by_torch = self.by_torch.with_larger(torch_limits(self.machine.cache_bytes))
 
 
 def torch_limits(cache_bytes: int) -> Limits:
@@ -171,33 +202,53 @@ def copies_of(trial: Trial, wanted: int) -> list[Copy]:
     return copies
 
 
-def _measured(plan: CallPlan, step: Step, copies: Sequence[Copy], machine: Machine,
-              seconds: float) -> tuple[list[Taken], list[float]]:
-    """Every call, and the milliseconds of every step. Copies that are too small to fill the caches
-    find them filled with something else."""
-    other = torch.ones(beyond_cache(machine.cache_bytes) // 4)
+@dataclass(frozen=True)
+class Sample:
+    """One step: its milliseconds, and what its calls took."""
+
+    ms: float
+    calls: list[tuple[int, int, int]]
+
+    def between(self, places: Sequence[Place]) -> float:
+        """The milliseconds in none of these calls."""
+        return self.ms - sum(self.calls[place.number][0] for place in places) / 1e6
+
+
+def _sampled(copies: Sequence[Copy], ruler: Ruler, seconds: float) -> list[Sample]:
+    """Steps on all copies in turn, with the limits measured between and after. Copies that are too
+    small to fill the caches find them filled with something else."""
+    other = torch.ones(beyond_cache(ruler.machine.cache_bytes) // 4)
     for copy in copies:
         copy.step()
-    steps: list[float] = []
-    calls: list[list[tuple[int, int, int]]] = []
-    begin = time.perf_counter()
-    while len(steps) < FEWEST or time.perf_counter() - begin < seconds:
-        if len(copies) == MOST_COPIES:
-            other.sum()
-        for copy in copies:
-            start = time.perf_counter()
-            copy.step()
-            steps.append((time.perf_counter() - start) * 1e3)
-            calls.append(copy.operator.call_times())
-        if len(steps) >= MOST:
-            break
+    samples: list[Sample] = []
+    for part in range(1, PARTS + 1):
+        begin = time.perf_counter()
+        fewest, most = FEWEST * part // PARTS, MOST * part // PARTS
+        while len(samples) < fewest or (len(samples) < most
+                                        and time.perf_counter() - begin < seconds / PARTS):
+            if len(copies) == MOST_COPIES:
+                other.sum()
+            samples += map(_sample, copies)
+        ruler.measure()
+    return samples
+
+
+def _sample(copy: Copy) -> Sample:
+    start = time.perf_counter()
+    copy.step()
+    took = time.perf_counter() - start
+    return Sample(took * 1e3, copy.operator.call_times())
+
+
+def _taken(plan: CallPlan, step: Step, samples: Sequence[Sample]) -> list[Taken]:
+    """The medians of every call."""
     taken = []
     for place in places(plan):
-        times = [found[place.number] for found in calls]
+        times = [sample.calls[place.number] for sample in samples]
         assert times[0][1] == place.turns, place
         ms, waited = (statistics.median(time[i] for time in times) / 1e6 for i in (0, 2))
         taken.append(Taken(place, cost(place, plan, step), ms, waited))
-    return taken, steps
+    return taken
 
 
 def call_figures(taken: Taken, limits: Limits, *, cached: bool) -> Json:
@@ -214,14 +265,17 @@ def call_figures(taken: Taken, limits: Limits, *, cached: bool) -> Json:
             "share": least * 1e3 / max(taken.ms, NANOSECOND)}
 
 
-def step_figures(calls: Sequence[Json], steps: Sequence[float]) -> Json:
+def step_figures(calls: Sequence[Json], samples: Sequence[Sample],
+                 places: Sequence[Place]) -> Json:
     """The whole step, as Python sees it: its calls, and what is between them (the barriers, the
-    start of the threads, the checks of its tensors)."""
+    start of the threads, the checks of its tensors): the median over the steps, for the sum of
+    medians of calls is less than the median of their sums."""
+    steps = [sample.ms for sample in samples]
     total = statistics.median(steps)
+    between = statistics.median(sample.between(places) for sample in samples)
     summed = {key: sum(call[key] for call in calls)
               for key in ("bytes", "memory_bytes", "operations", "limit_ms")}
-    in_calls = sum(call["ms"] for call in calls)
-    return summed | {"ms": total, "calls_ms": in_calls, "between_ms": total - in_calls,
+    return summed | {"ms": total, "calls_ms": total - between, "between_ms": between,
                      "barriers_ms": sum(call["waited_ms"] for call in calls),
                      "share": summed["limit_ms"] / total, "runs": len(steps),
                      "min_ms": min(steps), "max_ms": max(steps)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,3 +24,11 @@ def ops(emulation: Path, tmp_path_factory: pytest.TempPathFactory) -> Ops:
     """Single operations of the emulation."""
     archive = build_emulation(emulation, os.environ)
     return Ops(link_ops(archive, tmp_path_factory.mktemp("ops")))
+
+
+@pytest.fixture
+def small_soc(ops: Ops) -> Iterator[Ops]:
+    """A 310P for one test."""
+    ops.soc("Ascend310P3")
+    yield ops
+    ops.soc("Ascend910B")

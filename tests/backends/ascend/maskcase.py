@@ -47,3 +47,9 @@ def unfold(cache: torch.Tensor, heads: int) -> torch.Tensor:
 
 def heads_of(rows: int, heads: int, dim: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
     return random(rows, heads, dim, dtype=dtype, seed=seed)
+
+
+def three(rows: int, dtype: torch.dtype = F16, dim: int = 16) -> tuple[torch.Tensor, ...]:
+    """q of 4 heads, k and v of 2."""
+    return (heads_of(rows, 4, dim, dtype), heads_of(rows, 2, dim, dtype, 1),
+            heads_of(rows, 2, dim, dtype, 2))

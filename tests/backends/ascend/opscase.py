@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +22,12 @@ DTYPES = {torch.float32: 0, torch.float16: 1, torch.int8: 2, torch.int32: 3, tor
 ND, NZ = 2, 29
 TOLERANCE = {torch.float16: 2e-3, torch.bfloat16: 1.6e-2, torch.float32: 2e-5}
 
-INVALID_PARAM, INVALID_TENSOR_DIM, NOT_IN_TABLE, TENSOR_ADDR, DIM_NUM = 1, 8, 13, 14, 16
+INTS = torch.int32
+SIXTEEN = pytest.mark.parametrize("dtype", [F16, BF16], ids=["f16", "bf16"])
+NEEDS_COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+
+INVALID_PARAM, WRONG_NUMBER, NO_BF16, INVALID_TENSOR_DIM, SIZE = 1, 5, 6, 8, 9
+NOT_IN_TABLE, TENSOR_ADDR, DIM_NUM = 13, 14, 16
 
 
 class Norm(IntEnum):
@@ -40,6 +46,9 @@ class MaskType(IntEnum):
     """SelfAttentionParam::MaskType."""
 
     UNDEFINED, NORM, ALIBI, NORM_COMPRESS, ALIBI_COMPRESS = range(5)
+
+
+COMPRESSED = {"maskType": MaskType.NORM_COMPRESS, "isTriuMask": 1}
 
 
 class Plain(ctypes.Structure):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-
 import pytest
 import torch
 from opscase import (
@@ -11,9 +9,12 @@ from opscase import (
     DIM_NUM,
     F16,
     F32,
+    INTS,
     INVALID_PARAM,
     INVALID_TENSOR_DIM,
+    NEEDS_COMPILER,
     NOT_IN_TABLE,
+    SIXTEEN,
     Norm,
     Ops,
     close,
@@ -22,10 +23,8 @@ from opscase import (
     to_nz,
 )
 
-pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+pytestmark = NEEDS_COMPILER
 
-SIXTEEN = pytest.mark.parametrize("dtype", [F16, BF16], ids=["f16", "bf16"])
-INTS = torch.int32
 
 
 @SIXTEEN

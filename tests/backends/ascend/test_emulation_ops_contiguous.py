@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
-
 import pytest
 import torch
 from maskcase import attention, causal, fold, heads_of, mask_of, unfold
@@ -12,9 +9,12 @@ from opscase import (
     BF16,
     DIM_NUM,
     F16,
+    INTS,
     INVALID_PARAM,
     INVALID_TENSOR_DIM,
+    NEEDS_COMPILER,
     NOT_IN_TABLE,
+    SIXTEEN,
     TENSOR_ADDR,
     Arg,
     AtbError,
@@ -27,10 +27,8 @@ from opscase import (
     random,
 )
 
-pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+pytestmark = NEEDS_COMPILER
 
-SIXTEEN = pytest.mark.parametrize("dtype", [F16, BF16], ids=["f16", "bf16"])
-INTS = torch.int32
 FIELDS = {"headNum": 4, "kvHeadNum": 2, "qkScale": 0.25}
 MASKED = {**FIELDS, "maskType": MaskType.NORM}
 LAYER = torch.tensor([1], dtype=INTS)
@@ -168,14 +166,6 @@ def test_fa_per_layer_caches_by_one_layer_and_id_0(ops: Ops) -> None:
     want, = ops("SelfAttention", *several, keys, values, *lengths, LAYER, **FIELDS)
     assert torch.equal(got, want)
     assert torch.equal(one[0], keys[1:])
-
-
-@pytest.fixture
-def small_soc(ops: Ops) -> Iterator[Ops]:
-    """A 310P for one test."""
-    ops.soc("Ascend310P3")
-    yield ops
-    ops.soc("Ascend910B")
 
 
 def test_310p_fa_has_nz_caches_of_5_dims(small_soc: Ops) -> None:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
-
 import pytest
 import torch
 from maskcase import attention, causal, fold, heads_of, mask_of, triangle, unfold
 from opscase import (
     BF16,
+    COMPRESSED,
     DIM_NUM,
     F16,
     F32,
+    INTS,
     INVALID_PARAM,
     INVALID_TENSOR_DIM,
+    NEEDS_COMPILER,
     NOT_IN_TABLE,
+    SIXTEEN,
     TENSOR_ADDR,
     Arg,
     Calc,
@@ -28,20 +29,9 @@ from opscase import (
     random,
 )
 
-pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+pytestmark = NEEDS_COMPILER
 
-SIXTEEN = pytest.mark.parametrize("dtype", [F16, BF16], ids=["f16", "bf16"])
-INTS = torch.int32
 ENCODER = {"calcType": Calc.PA_ENCODER, "headNum": 4, "kvHeadNum": 2, "qkScale": 0.25}
-COMPRESSED = {"maskType": MaskType.NORM_COMPRESS, "isTriuMask": 1}
-
-
-@pytest.fixture
-def small_soc(ops: Ops) -> Iterator[Ops]:
-    """A 310P for one test."""
-    ops.soc("Ascend310P3")
-    yield ops
-    ops.soc("Ascend910B")
 
 
 def three(rows: int, dtype: torch.dtype, dim: int = 24) -> tuple[torch.Tensor, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 
 import pytest
@@ -11,8 +10,10 @@ from opscase import (
     BF16,
     F16,
     F32,
+    INTS,
     INVALID_PARAM,
     INVALID_TENSOR_DIM,
+    NEEDS_COMPILER,
     NOT_IN_TABLE,
     NZ,
     Given,
@@ -23,10 +24,10 @@ from opscase import (
     to_nz,
 )
 
-pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+pytestmark = NEEDS_COMPILER
 
 Maths = Callable[..., torch.Tensor]
-INTS, LONGS = torch.int32, torch.int64
+LONGS = torch.int64
 functional = torch.nn.functional
 
 

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
-
 import pytest
 import torch
-from maskcase import attention, causal, fold, heads_of, triangle
+from maskcase import attention, causal, fold, three, triangle
 from opscase import (
+    COMPRESSED,
     DIM_NUM,
     F16,
     F32,
+    INTS,
     INVALID_PARAM,
     INVALID_TENSOR_DIM,
+    NEEDS_COMPILER,
     NOT_IN_TABLE,
     TENSOR_ADDR,
+    WRONG_NUMBER,
     Arg,
     Calc,
     Given,
@@ -27,54 +28,37 @@ from opscase import (
     random,
 )
 
-pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+pytestmark = NEEDS_COMPILER
 
-INTS = torch.int32
 HEADS = {"headNum": 4, "kvHeadNum": 2, "qkScale": 0.25}
 PREFILL = {**HEADS, "calcType": Calc.PA_ENCODER}
-COMPRESSED = {"maskType": MaskType.NORM_COMPRESS, "isTriuMask": 1}
-WRONG_NUMBER = 5
-
-
-@pytest.fixture
-def small_soc(ops: Ops) -> Iterator[Ops]:
-    """A 310P for one test."""
-    ops.soc("Ascend310P3")
-    yield ops
-    ops.soc("Ascend910B")
-
-
-def new(rows: int, dim: int = 16) -> tuple[torch.Tensor, ...]:
-    """q of 4 heads, k and v of 2."""
-    return (heads_of(rows, 4, dim, F16), heads_of(rows, 2, dim, F16, 1),
-            heads_of(rows, 2, dim, F16, 2))
 
 
 def flat(rows: int, dim: int = 16) -> list[torch.Tensor]:
-    return [each.flatten(1) for each in new(rows, dim)]
+    return [each.flatten(1) for each in three(rows, F16, dim)]
 
 
 
 @pytest.mark.parametrize("axes", [2, 3])
 def test_pa_encoder_takes_q_k_and_v_of_2_or_3_axes(ops: Ops, axes: int) -> None:
-    given = new(5) if axes == 3 else flat(5)
+    given = three(5) if axes == 3 else flat(5)
     assert ops.infer("SelfAttention", *given, host([5]), **PREFILL) == [given[0].shape]
-    mixed = (given[0], *(new(5) if axes == 2 else flat(5))[1:])
+    mixed = (given[0], *(three(5) if axes == 2 else flat(5))[1:])
     assert ops.refused("SelfAttention", *mixed, host([5]), **PREFILL).code == DIM_NUM
-    deep = tuple(each[None] for each in new(5))
+    deep = tuple(each[None] for each in three(5))
     assert ops.refused("SelfAttention", *deep, host([5]), **PREFILL).code == DIM_NUM
 
 
 @pytest.mark.parametrize("axes", [2, 3])
 def test_pa_encoder_gives_the_rank_of_q(ops: Ops, axes: int) -> None:
-    given = new(5) if axes == 3 else flat(5)
+    given = three(5) if axes == 3 else flat(5)
     got, = ops("SelfAttention", *given, host([5]), **PREFILL)
     assert got.dim() == axes
 
 
 def test_pa_encoder_has_its_mask_at_3_and_its_lengths_behind(ops: Ops) -> None:
     """Without a mask the lengths move up to 3."""
-    tensors, lengths = new(5), host([5])
+    tensors, lengths = three(5), host([5])
     ops("SelfAttention", *tensors, triangle(F16), lengths, **PREFILL, **COMPRESSED)
     ops("SelfAttention", *tensors, lengths, **PREFILL)
     swapped = ops.refused("SelfAttention", *tensors, lengths, triangle(F16), **PREFILL,
@@ -87,30 +71,30 @@ def test_pa_encoder_has_its_mask_at_3_and_its_lengths_behind(ops: Ops) -> None:
 
 @pytest.mark.parametrize("lengths", [[2, 3], [[2, 3], [2, 3]]], ids=["B", "2_B"])
 def test_pa_encoder_takes_lengths_b_or_2_b(ops: Ops, lengths: list[int]) -> None:
-    got, = ops("SelfAttention", *new(5), triangle(F16), host(lengths), **PREFILL, **COMPRESSED)
-    q, k, v = new(5)
+    got, = ops("SelfAttention", *three(5), triangle(F16), host(lengths), **PREFILL, **COMPRESSED)
+    q, k, v = three(5)
     close(got[:2], attention(q[:2], k[:2], v[:2], 0.25, causal(2)))
     close(got[2:], attention(q[2:], k[2:], v[2:], 0.25, causal(3)))
     wrong = host([[2, 3], [2, 3], [2, 3]])
-    assert ops.refused("SelfAttention", *new(5), wrong, **PREFILL).code == INVALID_TENSOR_DIM
+    assert ops.refused("SelfAttention", *three(5), wrong, **PREFILL).code == INVALID_TENSOR_DIM
 
 
 def test_pa_encoder_wants_lengths_on_the_host(ops: Ops) -> None:
-    error = ops.refused("SelfAttention", *new(5), torch.tensor([5], dtype=INTS), **PREFILL)
+    error = ops.refused("SelfAttention", *three(5), torch.tensor([5], dtype=INTS), **PREFILL)
     assert (error.code, "hostData is null" in error.sentence) == (TENSOR_ADDR, True)
 
 
 def test_pa_encoder_has_no_cache(ops: Ops) -> None:
     """K_BYPASS_V_BYPASS is illegal, and there is no input for a cache."""
-    error = ops.refused("SelfAttention", *new(5), host([5]), **PREFILL, kvcacheCfg=1)
+    error = ops.refused("SelfAttention", *three(5), host([5]), **PREFILL, kvcacheCfg=1)
     assert (error.code, "K_BYPASS_V_BYPASS" in error.sentence) == (INVALID_PARAM, True)
     cache = random(1, 1, 8, 32)
-    error = ops.refused("SelfAttention", *new(5), cache, cache, host([5]), **PREFILL)
+    error = ops.refused("SelfAttention", *three(5), cache, cache, host([5]), **PREFILL)
     assert error.code == WRONG_NUMBER
 
 
 def test_prefix_encoder_is_refused(ops: Ops) -> None:
-    error = ops.refused("SelfAttention", *new(5), host([5]), **{**PREFILL, "calcType":
+    error = ops.refused("SelfAttention", *three(5), host([5]), **{**PREFILL, "calcType":
                                                                Calc.PREFIX_ENCODER})
     assert (error.code, "PREFIX_ENCODER" in error.sentence) == (INVALID_PARAM, True)
 
@@ -212,7 +196,7 @@ def test_paged_attention_of_int8_and_speculation_is_refused(ops: Ops,
 
 def test_reshape_and_cache_skips_slots_below_0(ops: Ops) -> None:
     keys, values = torch.zeros(3, 16, 2, 16, dtype=F16), torch.zeros(3, 16, 2, 16, dtype=F16)
-    _, k, v = new(2)
+    _, k, v = three(2)
     ops("ReshapeAndCache", k, v, keys, values, torch.tensor([-1, 17], dtype=INTS),
         in_place=(2, 3))
     assert torch.equal(keys[1, 1], k[1])
@@ -248,13 +232,13 @@ def test_fa_caches_of_a_310p_have_5_axes(small_soc: Ops) -> None:
 def test_fa_takes_q_k_and_v_of_2_or_4_axes(ops: Ops) -> None:
     rest = (*kept(), OFFSETS, host([3, 3]), LAYER)
     ops.infer("SelfAttention", *flat(6), *rest, **HEADS)
-    deep = [each.reshape(2, 3, -1, 16) for each in new(6)]
+    deep = [each.reshape(2, 3, -1, 16) for each in three(6)]
     ops.infer("SelfAttention", *deep, *rest, **HEADS)
-    assert ops.refused("SelfAttention", *new(6), *rest, **HEADS).code == DIM_NUM
+    assert ops.refused("SelfAttention", *three(6), *rest, **HEADS).code == DIM_NUM
 
 
 def test_fa_of_q_with_4_axes_gives_3(ops: Ops) -> None:
-    deep = [each.reshape(2, 3, -1, 16) for each in new(6)]
+    deep = [each.reshape(2, 3, -1, 16) for each in three(6)]
     made = ops.infer("SelfAttention", *deep, *kept(), OFFSETS, host([3, 3]), LAYER, **HEADS)
     assert made == [(2, 3, 4 * 16)]
 
@@ -372,7 +356,7 @@ def test_kv_cache_has_no_outputs_and_writes_past(ops: Ops) -> None:
 @pytest.mark.parametrize("calc", [Calc.PA_ENCODER, Calc.UNDEFINED])
 def test_rules_of_the_param(ops: Ops, calc: Calc, fields: dict[str, int], words: str) -> None:
     given = {**HEADS, "calcType": calc, **fields}
-    error = ops.refused("SelfAttention", *new(5), host([5]), **given)
+    error = ops.refused("SelfAttention", *three(5), host([5]), **given)
     assert (error.code, words in error.sentence) == (INVALID_PARAM, True)
 
 
@@ -385,14 +369,14 @@ def test_kv_head_num_0_is_head_num(ops: Ops) -> None:
 
 
 def test_scores_are_times_qk_scale(ops: Ops) -> None:
-    given = (*new(5), host([5]))
+    given = (*three(5), host([5]))
     fields = {**PREFILL, "qkScale": 0.7}
     got, = ops("SelfAttention", *given, **fields)
-    close(got, attention(*new(5), 0.7))
+    close(got, attention(*three(5), 0.7))
 
 
 def test_lengths_are_int32(ops: Ops) -> None:
     for dtype in (torch.int64, F32):
         lengths = Given(torch.tensor([5], dtype=dtype), host=True)
-        error = ops.refused("SelfAttention", *new(5), lengths, **PREFILL)
+        error = ops.refused("SelfAttention", *three(5), lengths, **PREFILL)
         assert error.code == NOT_IN_TABLE

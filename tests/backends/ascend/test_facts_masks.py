@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-import shutil
-from collections.abc import Iterator
 
 import pytest
 import torch
-from maskcase import attention, causal, heads_of, mask_of, triangle
+from maskcase import attention, causal, mask_of, three, triangle
 from opscase import (
     BF16,
     F16,
     F32,
+    INTS,
     INVALID_PARAM,
     INVALID_TENSOR_DIM,
+    NEEDS_COMPILER,
+    SIXTEEN,
     Calc,
     MaskType,
     Norm,
@@ -25,10 +26,8 @@ from opscase import (
     random,
 )
 
-pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+pytestmark = NEEDS_COMPILER
 
-INTS = torch.int32
-SIXTEEN = pytest.mark.parametrize("dtype", [F16, BF16], ids=["f16", "bf16"])
 PREFILL = {"headNum": 4, "kvHeadNum": 2, "qkScale": 0.25, "calcType": Calc.PA_ENCODER}
 MASKED = {**PREFILL, "maskType": MaskType.NORM}
 COMPRESSED = {**PREFILL, "maskType": MaskType.NORM_COMPRESS, "isTriuMask": 1}
@@ -36,23 +35,10 @@ DECODE = {"headNum": 4, "kvHeadNum": 2, "qkScale": 0.25, "maskType": MaskType.NO
 LAYER = torch.zeros(1, dtype=INTS)
 
 
-@pytest.fixture
-def small_soc(ops: Ops) -> Iterator[Ops]:
-    """A 310P for one test."""
-    ops.soc("Ascend310P3")
-    yield ops
-    ops.soc("Ascend910B")
-
-
-def new(rows: int, dtype: torch.dtype = F16) -> tuple[torch.Tensor, ...]:
-    return (heads_of(rows, 4, 16, dtype), heads_of(rows, 2, 16, dtype, 1),
-            heads_of(rows, 2, 16, dtype, 2))
-
-
 def one_query(ops: Ops, mask: torch.Tensor, past: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
     """A decode with a mask: the result, and the values of the cache as [slots, heads, dim]."""
     keys, values = random(1, 1, 9, 32), random(1, 1, 9, 32, seed=4)
-    q, k, v = (each.flatten(1) for each in new(1))
+    q, k, v = (each.flatten(1) for each in three(1))
     got, = ops("SelfAttention", q, k, v, keys, values, mask, host([past + 1]), host([1]), LAYER,
                **DECODE)
     return got.reshape(1, 4, 16), values[0, 0].reshape(9, 2, 16)
@@ -60,34 +46,34 @@ def one_query(ops: Ops, mask: torch.Tensor, past: int = 6) -> tuple[torch.Tensor
 
 def test_a_mask_is_added_to_the_scores(ops: Ops) -> None:
     bias = random(5, 5)
-    got, = ops("SelfAttention", *new(5), bias, host([5]), **MASKED)
-    close(got, attention(*new(5), 0.25, bias))
+    got, = ops("SelfAttention", *three(5), bias, host([5]), **MASKED)
+    close(got, attention(*three(5), 0.25, bias))
 
 
 @pytest.mark.parametrize("value", [-10000.0, torch.finfo(F16).min], ids=str)
 def test_f16_hides_by_a_large_negative_number(ops: Ops, value: float) -> None:
     mask = torch.full((5, 5), value, dtype=F16).triu(1)
-    got, = ops("SelfAttention", *new(5), mask, host([5]), **MASKED)
-    close(got, attention(*new(5), 0.25, causal(5)))
+    got, = ops("SelfAttention", *three(5), mask, host([5]), **MASKED)
+    close(got, attention(*three(5), 0.25, causal(5)))
 
 
 def test_bf16_hides_by_1_which_is_times_minus_3e38(ops: Ops) -> None:
-    got, = ops("SelfAttention", *new(5, BF16), mask_of(causal(5), BF16), host([5]), **MASKED)
-    close(got, attention(*new(5, BF16), 0.25, causal(5)))
+    got, = ops("SelfAttention", *three(5, BF16), mask_of(causal(5), BF16), host([5]), **MASKED)
+    close(got, attention(*three(5, BF16), 0.25, causal(5)))
 
 
 def test_a_large_negative_number_in_bf16_is_refused(ops: Ops) -> None:
-    error = ops.refused("SelfAttention", *new(5, BF16), causal(5).to(BF16), host([5]), **MASKED)
+    error = ops.refused("SelfAttention", *three(5, BF16), causal(5).to(BF16), host([5]), **MASKED)
     assert (error.code, "wanted 0 or 1" in error.sentence) == (INVALID_PARAM, True)
 
 
 def test_1_in_f16_hides_nothing(ops: Ops) -> None:
     """It is added: in a plain mask a bias, in a compressed one refused."""
     ones = torch.ones(5, 5, dtype=F16).triu(1)
-    got, = ops("SelfAttention", *new(5), ones, host([5]), **MASKED)
-    close(got, attention(*new(5), 0.25, ones))
+    got, = ops("SelfAttention", *three(5), ones, host([5]), **MASKED)
+    close(got, attention(*three(5), 0.25, ones))
     compressed = torch.ones(128, 128, dtype=F16).triu(1)
-    error = ops.refused("SelfAttention", *new(5), compressed, host([5]), **COMPRESSED)
+    error = ops.refused("SelfAttention", *three(5), compressed, host([5]), **COMPRESSED)
     assert (error.code, "-10000 or less" in error.sentence) == (INVALID_PARAM, True)
 
 
@@ -127,19 +113,19 @@ def test_paged_attention_takes_no_mask(ops: Ops) -> None:
 
 @SIXTEEN
 def test_the_compressed_mask_is_128_by_128(ops: Ops, dtype: torch.dtype) -> None:
-    got, = ops("SelfAttention", *new(130, dtype), triangle(dtype), host([130]), **COMPRESSED)
-    close(got, attention(*new(130, dtype), 0.25, causal(130)))
+    got, = ops("SelfAttention", *three(130, dtype), triangle(dtype), host([130]), **COMPRESSED)
+    close(got, attention(*three(130, dtype), 0.25, causal(130)))
     small = triangle(dtype)[:127].clone()
-    error = ops.refused("SelfAttention", *new(5, dtype), small, host([5]), **COMPRESSED)
+    error = ops.refused("SelfAttention", *three(5, dtype), small, host([5]), **COMPRESSED)
     assert (error.code, "[128, 128]" in error.sentence) == (INVALID_TENSOR_DIM, True)
 
 
 def test_the_compressed_mask_of_a_310p_is_1_8_128_16(small_soc: Ops) -> None:
     mask = nz(triangle(F16, fractal=True))
     assert mask.tensor.shape == (1, 8, 128, 16)
-    got, = small_soc("SelfAttention", *new(20), mask, host([20]), **COMPRESSED)
-    close(got, attention(*new(20), 0.25, causal(20)))
-    error = small_soc.refused("SelfAttention", *new(20), triangle(F16), host([20]), **COMPRESSED)
+    got, = small_soc("SelfAttention", *three(20), mask, host([20]), **COMPRESSED)
+    close(got, attention(*three(20), 0.25, causal(20)))
+    error = small_soc.refused("SelfAttention", *three(20), triangle(F16), host([20]), **COMPRESSED)
     assert error.code == INVALID_TENSOR_DIM
 
 

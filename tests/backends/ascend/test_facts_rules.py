@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 
 import pytest
 import torch
 from opscase import (
     BF16,
+    DIM_NUM,
     F16,
     F32,
+    INTS,
     INVALID_PARAM,
     INVALID_TENSOR_DIM,
+    NEEDS_COMPILER,
+    NO_BF16,
     NOT_IN_TABLE,
+    SIZE,
+    WRONG_NUMBER,
     AtbError,
     Calc,
     Field,
@@ -25,10 +30,8 @@ from opscase import (
     random,
 )
 
-pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+pytestmark = NEEDS_COMPILER
 
-INTS = torch.int32
-WRONG_NUMBER, NO_BF16, DIM_NUM, SIZE = 5, 6, 16, 9
 LENGTH = torch.tensor([5], dtype=INTS)
 
 PARAMS: dict[str, dict[str, Field]] = {

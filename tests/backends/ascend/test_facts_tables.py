@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -12,6 +11,8 @@ from opscase import (
     BF16,
     F16,
     F32,
+    NEEDS_COMPILER,
+    NO_BF16,
     NOT_IN_TABLE,
     Arg,
     AtbError,
@@ -27,11 +28,10 @@ from opscase import (
 from graphdsl.backends.ascend import tables
 from graphdsl.lazy import torch_dtype
 
-pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+pytestmark = NEEDS_COMPILER
 
 I8, I32, I64, U32 = torch.int8, torch.int32, torch.int64, torch.uint32
 ALL = (F16, BF16, F32, I8, I32, I64, U32)
-NO_BF16 = 6
 
 Make = Callable[[torch.dtype], tuple[Arg, ...]]
 

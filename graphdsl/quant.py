@@ -142,7 +142,7 @@ class Quantised:
     def rows(self, index: slice | Tensor) -> Quantised:
         """Some of the rows, in the order of `index`."""
         offsets = None if self.offsets is None else self.offsets[index]
-        return Quantised(self.quant, self.values[index], self.scales[index], offsets)
+        return _fitting(self.quant, self.values[index], self.scales[index], offsets)
 
     def held_in(self, quant: Quant) -> Quantised:
         """The same numbers in a format that holds this one."""
@@ -154,7 +154,7 @@ class Quantised:
         if quant.offset and offsets is None:
             shift = quant.lowest - self.quant.lowest if quant.bits == self.quant.bits else 0
             values, offsets = values + shift, scales * -shift
-        return Quantised(quant, values, scales, offsets)
+        return _fitting(quant, values, scales, offsets)
 
 
 def asked(quantize: str | None, act: str | None, dtype: str) -> Quant | None:
@@ -201,8 +201,8 @@ def concat_rows(parts: Sequence[Quantised]) -> Quantised:
     quant = common([p.quant for p in parts])
     held = [p.held_in(quant) for p in parts]
     offsets = [p.offsets for p in held if p.offsets is not None]
-    return Quantised(quant, torch.cat([p.values for p in held]),
-                     torch.cat([p.scales for p in held]), torch.cat(offsets) if offsets else None)
+    return _fitting(quant, torch.cat([p.values for p in held]),
+                    torch.cat([p.scales for p in held]), torch.cat(offsets) if offsets else None)
 
 
 def round_to_nearest(weight: Tensor, quant: Quant) -> Quantised:
@@ -219,6 +219,14 @@ def round_to_nearest(weight: Tensor, quant: Quant) -> Quantised:
     offsets = [p[2] for p in parts if p[2] is not None]
     return Quantised(quant, torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts]),
                      torch.cat(offsets) if offsets else None)
+
+
+def _fitting(quant: Quant, values: Tensor, scales: Tensor, offsets: Tensor | None) -> Quantised:
+    """A weight made of others that were checked: to read all of its numbers again takes longer than
+    to make it."""
+    made = object.__new__(Quantised)
+    vars(made).update(quant=quant, values=values, scales=scales, offsets=offsets)
+    return made
 
 
 def _rounded(weight: Tensor, quant: Quant) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -283,7 +291,8 @@ def _check(weight: Quantised) -> None:
     if (weight.offsets is not None) != quant.offset:
         found = "no offsets" if quant.offset else "offsets"
         raise GraphError(f"{label} has {found}")
-    low, high = (int(x) for x in torch.aminmax(weight.values)) if n * k else (0, 0)
+    any_fits = quant.bits == 8 or not n * k
+    low, high = (0, 0) if any_fits else (int(x) for x in torch.aminmax(weight.values))
     if low < quant.lowest or high > quant.highest:
         raise GraphError(f"{label}: values are {low} to {high}, wanted {quant.lowest} to "
                          f"{quant.highest}")

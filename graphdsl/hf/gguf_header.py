@@ -138,9 +138,19 @@ class Cursor:
             return found
         if found.kind != STRING:
             raise self.broken(f"an array at byte {self.at} is of unknown type {found.kind}")
-        for _ in range(found.count):
-            self.take(self.u64())
+        self._skip_texts(found.count)
         return found
+
+    def _skip_texts(self, count: int) -> None:
+        """Moves on behind so many texts: a vocabulary has a hundred thousand, hence no calls."""
+        length, data, at = struct.Struct("<Q").unpack_from, self.data, self.at
+        last = len(data) - 8
+        for _ in range(count):
+            if at > last:
+                at += 8
+                break
+            at += 8 + length(data, at)[0]
+        self.take(at - self.at)
 
     def tensor(self) -> TensorAt:
         name = self.string()

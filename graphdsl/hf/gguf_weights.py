@@ -16,7 +16,7 @@ from graphdsl.hf.family import Settings, family_of, settings_of
 from graphdsl.hf.gguf_blocks import BLOCKS, quantised_of
 from graphdsl.hf.gguf_header import GgufHeader, TensorAt, read_floats, read_header
 from graphdsl.hf.rope import factors_scaling, linear_scaling
-from graphdsl.lazy import torch
+from graphdsl.lazy import torch, torch_dtype
 from graphdsl.models.llama import Config, Llama, weight_names
 from graphdsl.ops.position import Scaling
 from graphdsl.quant import Quant, Quantised
@@ -42,6 +42,8 @@ IN_LAYER = {
 # a step inside the second-level cache and the Python around it below the arithmetic: 6 times
 # faster than the short rows of a small model.
 ROW_BYTES = 1 << 14
+HALVES = {"BF16": "bf16", "F16": "f16"}
+"""Types of plain numbers that are not f32."""
 
 
 def gguf_name(name: str) -> str:
@@ -69,9 +71,14 @@ class GgufWeights:
         """The weight with this Hugging Face name: f32, q and k with their rows in the order that
         half-split rotary embedding wants."""
         tensor = self.header.tensors[gguf_name(name)]
-        weight = torch.from_numpy(_dequantise(self.header.path, tensor))
+        kind = _kind_name(tensor.kind)
+        if kind in HALVES:  # torch widens them with vector instructions
+            stored = torch.from_numpy(_stored(self.header.path, tensor))
+            weight = stored.view(torch_dtype(HALVES[kind])).reshape(tensor.shape)
+        else:
+            weight = torch.from_numpy(_dequantise(self.header.path, tensor))
         heads = self._heads(name)
-        return weight[_half_split(weight.shape[0], heads)] if heads else weight
+        return (weight[_half_split(weight.shape[0], heads)] if heads else weight).float()
 
     def quant(self, name: str) -> Quant | None:
         """The format of a weight that can be taken as the file has it."""

@@ -8,9 +8,9 @@
 namespace gd {
 namespace product {
 
-constexpr i64 few_rows = 32;     // beyond them the blocked path is as fast
-constexpr i64 from_rows = 3;     // that read panels block by block
-constexpr i64 longest_few = 128;  // words of a block, at most
+constexpr i64 few_rows = 32;                  // beyond them the blocked path is as fast
+constexpr i64 from_rows = 3;                  // that read panels block by block
+constexpr i64 longest_few = 128;              // words of a block, at most
 constexpr i64 few_stride = side_panels * NB;  // of a row of sums
 
 // The words of x that go with T's packed weights: many rows of bf16 are multiplied in f32 unless
@@ -76,7 +76,7 @@ GD_INLINE void share_rows(const Team& team, i64 rows, i64 k, i64 row_bytes, i64 
 // Words of a panel that L1 keeps for a number of rows, beside those of x and of the next block.
 // Short ones are for several streams from memory, long ones for many multiply-adds to a word.
 template <class T> GD_INLINE i64 few_block(i64 rows) {
-  return same<typename Kinds<T>::few, PairWords>::value && rows > R ? longest_few : 64;
+  return same<typename Kinds<T>::few, PairWords>::value && rows > 8 ? longest_few : 64;
 }
 // Bytes of x beside such a block.
 template <class T> GD_INLINE i64 few_block_bytes(i64 rows) {
@@ -157,9 +157,9 @@ GD_NOINLINE void block_panels(const char* const* x, i64 step, i64 rows, const T*
                           : end < count  ? first + end * NB * 4
                                          : first + panels * bytes;
       for_heights(rows, [&](auto height, i64 r) {
-        block_tile<height.value, typename Kinds<T>::few>(
-            x + r, at, block, size, c + r * few_stride + p * NB, few_stride,
-            begin > 0, ahead, lines);
+        float* const sums = c + r * few_stride + p * NB;
+        block_tile<height.value, typename Kinds<T>::few>(x + r, at, block, size, sums, few_stride,
+                                                         begin > 0, ahead, lines);
         ahead += lines * 64 * (size / 4);
       });
     }

@@ -1,188 +1,53 @@
 // Attention of few queries: every thread reads one stretch of the cache, all heads of a group at
 // once, and partial results of a stretch that was cut are merged at the end.
 #pragma once
-#include "attention_parts.hpp"
+#include "attention_rows.hpp"
 
 namespace gd {
 namespace attending {
 
 constexpr i64 few_queries = 16;  // tokens times heads of a group
-constexpr i64 fetched_ahead = 16;  // rows of the cache
+constexpr i64 fetched_ahead = 8192;  // bytes of the cache
 constexpr i64 shared_keys = 16;  // of a tile that all heads read: few enough to stay in L1
 
-// A level of the tree that sums W vectors at once: a's sums go to the lanes without bit S, b's to
-// those with it.
-template <int S> GD_INLINE F pair_sums(F a, F b) {
-  I first, second;
-  for (int l = 0; l < W; ++l) {
-    first[l] = l & S ? (l ^ S) + W : l;
-    second[l] = l & S ? l + W : l ^ S;
-  }
-  return __builtin_shuffle(a, b, first) + __builtin_shuffle(a, b, second);
-}
-template <int S> GD_INLINE void sum_level(F (&v)[W]) {
-#pragma GCC unroll 8
-  for (int i = 0; i < S; ++i) v[i] = pair_sums<S>(v[i], v[i + S]);
-  if constexpr (S > 1) sum_level<S / 2>(v);
-}
-// Lane i of the result is the sum of v[i].
-GD_INLINE F sums_of(F (&v)[W]) {
-  sum_level<W / 2>(v);
-  return v[0];
-}
+// For every row of a tile the one that is read a little later: of the tile, or of `then`, what is
+// read after it.  Wherever they lie, no tile begins by waiting for its first rows.
+struct Coming {
+  const char* row[tile_keys];
 
-template <class E> GD_INLINE void fetch_row(const E* row, i64 dim) {
-  for (i64 d = 0; d < dim; d += 64 / i64(sizeof(E))) __builtin_prefetch(row + d);
-}
-// `n` rows that are read one after the other, and `then` those that are read next: wherever they
-// lie, no tile begins by waiting for its first rows.
-template <class E, class Then> struct Coming {
-  const TileRows<E>& rows;
-  i64 n, dim;
-  const TileRows<Then>& then;
-  i64 then_n, then_dim;
-
-  // Fetches the rows that are read a little later than rows [at, at + count).
-  GD_INLINE void fetch(i64 at, i64 count) const {
-    const i64 begin = at + fetched_ahead, end = begin + count;
-    for (i64 i = begin; i < least(end, n); ++i) fetch_row(rows.row[i], dim);
-    for (i64 i = most(begin, n); i < least(end, n + then_n); ++i)
-      fetch_row(then.row[i - n], then_dim);
+  template <class E, class Then>
+  GD_INLINE Coming(const TileRows<E>& rows, i64 n, i64 ahead, const TileRows<Then>& then,
+                   i64 then_n) {
+    const auto address = [](const void* p) { return static_cast<const char*>(p); };
+    i64 i = 0;
+    for (; i + ahead < n; ++i) row[i] = address(rows.row[i + ahead]);
+    for (; i < least(n, n - ahead + then_n); ++i) row[i] = address(then.row[i + ahead - n]);
+    for (; i < round_up(n, W); ++i) row[i] = address(rows.row[i]);
   }
 };
-template <class E, class Then>
-GD_INLINE Coming<E, Then> coming(const TileRows<E>& rows, i64 n, i64 dim,
-                                 const TileRows<Then>& then, i64 then_n, i64 then_dim) {
-  return {rows, n, dim, then, then_n, then_dim};
-}
-
-// W scores of one query.
-template <class E> GD_INLINE F dot_row(const float* q, const E* const* row, i64 dim) {
-  F acc[W] = {};
-  for_lanes(dim, [&](i64 d, auto lanes) {
-    const F x = load(q + d, lanes);
-#pragma GCC unroll 16
-    for (int l = 0; l < W; ++l) acc[l] = fma(x, load(row[l] + d, lanes), acc[l]);
-  });
-  return sums_of(acc);
-}
-template <class E>
-GD_NOINLINE void dot_rows(const float* q, i64 q_stride, i64 rows, const E* const* row, i64 dim,
-                          float* scores) {
-  for (i64 r = 0; r < rows; ++r)
-    store(scores + r * tile_keys, dot_row(q + r * q_stride, row, dim), Full{});
-}
-
-// scores[r][i] *= the scale of row i, for W rows.
-template <class E>
-GD_INLINE void scale_scores(const E* const* row, i64 dim, i64 rows, float* scores) {
-  if (same<E, int8_t>::value) {
-    const F scale = row_scales(row, dim);
-    for (i64 r = 0; r < rows; ++r, scores += tile_keys)
-      store(scores, load(scores, Full{}) * scale, Full{});
-  }
-}
-
-// scores[r][i] = q[r] . k[i], W keys for all queries while they are in L1.  `unpacked` has room for
-// W keys in f32.
-template <class E, class Then>
-GD_NOINLINE void dot_keys(const float* q, i64 q_stride, i64 rows, const Coming<E, Then>& k,
-                          float* unpacked, float* scores) {
-  const i64 dim = k.dim;
-  for (i64 i = 0; i < k.n; i += W) {
-    const E* const* row = k.rows.row + i;
-    k.fetch(i, W);
-    if (same<E, float>::value || rows == 1) {
-      dot_rows(q, q_stride, rows, row, dim, scores + i);
-    } else {
-      const float* row_unpacked[W];
-      for (int l = 0; l < W; ++l) {
-        scale_row(row[l], 1, dim, unpacked + l * q_stride);
-        row_unpacked[l] = unpacked + l * q_stride;
-      }
-      dot_rows(q, q_stride, rows, row_unpacked, dim, scores + i);
-    }
-    scale_scores(row, dim, rows, scores + i);
-  }
-}
-
-// sums[q][d ..] += weights[q] v[d ..] for Q queries and C vectors of dimensions.
-template <int Q, int C, class E, class L>
-GD_INLINE void add_values(const float* weights, const E* const* v, i64 keys, i64 d, float* sums,
-                          i64 sums_stride, L lanes) {
-  F acc[Q][C];
-#pragma GCC unroll 4
-  for (int q = 0; q < Q; ++q)
-#pragma GCC unroll 8
-    for (int c = 0; c < C; ++c) acc[q][c] = load(sums + q * sums_stride + d + c * W, Full{});
-  for (i64 i = 0; i < keys; ++i)
-#pragma GCC unroll 8
-    for (int c = 0; c < C; ++c) {
-      const F value = load(v[i] + d + c * W, lanes);
-#pragma GCC unroll 4
-      for (int q = 0; q < Q; ++q)
-        acc[q][c] = fma(splat(weights[q * tile_keys + i]), value, acc[q][c]);
-    }
-#pragma GCC unroll 4
-  for (int q = 0; q < Q; ++q)
-#pragma GCC unroll 8
-    for (int c = 0; c < C; ++c) store(sums + q * sums_stride + d + c * W, acc[q][c], Full{});
-}
-template <int Q, class E>
-GD_NOINLINE void add_all_values(const float* weights, const E* const* v, i64 keys, i64 dim,
-                                float* sums, i64 sums_stride) {
-  constexpr int C = 8 / Q;
-  i64 d = 0;
-  for (; d + C * W <= dim; d += C * W)
-    add_values<Q, C>(weights, v, keys, d, sums, sums_stride, Full{});
-  for (; d + W <= dim; d += W) add_values<Q, 1>(weights, v, keys, d, sums, sums_stride, Full{});
-  if (d < dim)
-    add_values<Q, 1>(weights, v, keys, d, sums, sums_stride, Tail{int(dim - d)});
-}
-// A few keys for all queries while they are in L1; their scales go into the weights.
-template <class E, class Then>
-GD_NOINLINE void add_tile(float* weights, i64 rows, const Coming<E, Then>& v, float* sums,
-                          i64 sums_stride) {
-  constexpr i64 step = 8;
-  const i64 dim = v.dim;
-  for (i64 i = 0; i < v.n; i += step) {
-    const i64 n = least(step, v.n - i);
-    const E* const* from = v.rows.row + i;
-    v.fetch(i, step);
-    for (i64 j = i; j < i + n; j += W)
-      if (j % W == 0) scale_scores(v.rows.row + j, dim, rows, weights + j);
-    i64 r = 0;
-    for (; r + 4 <= rows; r += 4)
-      add_all_values<4>(weights + r * tile_keys + i, from, n, dim, sums + r * sums_stride,
-                        sums_stride);
-    for (; r + 2 <= rows; r += 2)
-      add_all_values<2>(weights + r * tile_keys + i, from, n, dim, sums + r * sums_stride,
-                        sums_stride);
-    if (r < rows)
-      add_all_values<1>(weights + r * tile_keys + i, from, n, dim, sums + r * sums_stride,
-                        sums_stride);
-  }
+// Not more than a tile has, since no more than the next tile is known.
+template <class E> GD_INLINE i64 rows_ahead(i64 dim, i64 keys) {
+  return most(1, least(fetched_ahead / row_bytes<E>(dim), keys));
 }
 
 // Where a thread keeps what it is working on, and the two stretches that it may share with others.
 // There are `rows` queries for each of the `together` heads of the cache that are read at once.
 struct FewScratch {
   i64 q_stride, sums_stride, rows, together;
-  float *q, *scores, *unpacked, *work, *shared;
+  float *q, *scores, *work, *shared;
 
   static i64 floats(i64 rows, i64 together, i64 dim, i64 value_dim) {
-    const i64 q = round_up(dim, 16), v = round_up(value_dim, 16), all = rows * together;
-    return round_up(all * q + rows * tile_keys + W * q + 3 * all * (v + 16), 16);
+    const i64 q = query_stride(dim), v = unpacked_floats(value_dim), all = rows * together;
+    return round_up(all * (q + 3 * (v + 16)) + rows * scores_stride, 16);
   }
   FewScratch(char* base, int thread, i64 rows_, i64 together_, i64 dim, i64 value_dim)
-      : q_stride(round_up(dim, 16)),
-        sums_stride(round_up(value_dim, 16) + 16),
+      : q_stride(query_stride(dim)),
+        sums_stride(unpacked_floats(value_dim) + 16),
         rows(rows_),
         together(together_) {
     q = reinterpret_cast<float*>(base) + thread * floats(rows, together, dim, value_dim);
     scores = q + rows * together * q_stride;
-    unpacked = scores + rows * tile_keys;
-    work = unpacked + W * q_stride;
+    work = scores + rows * scores_stride;
     shared = work + rows * together * sums_stride;
   }
   // A row of sums: the running softmax in its first 16 floats, then the values.
@@ -201,27 +66,28 @@ GD_INLINE void set_running(float* row, Running run) {
 struct Tile {
   i64 first, i, key, keys, next_i, next_key, then;
 };
-template <class A>
-GD_NOINLINE void few_tile(const A& a, const Sequence& of, const Tile& tile, const float* q,
+template <class T, class K, class V>
+GD_NOINLINE void few_tile(const Attention<T, K, V>& a, const Sequence& of, const Tile& tile, const float* q,
                           const FewScratch& s, float* sums) {
   const i64 group = a.heads / a.kv_heads, g = tile.first + tile.i, key = tile.key;
   const i64 keys = tile.keys;
   const TileRows k(a.k, of, g, key, keys), v(a.v, of, g, key, keys);
   const TileRows next(a.k, of, tile.first + tile.next_i, tile.next_key, tile.then);
-  dot_keys(q, s.q_stride, s.rows, coming(k, keys, a.dim, v, keys, a.value_dim), s.unpacked,
-           s.scores);
+  const Coming k_coming(k, keys, rows_ahead<K>(a.dim, keys), v, keys);
+  const Coming v_coming(v, keys, rows_ahead<V>(a.value_dim, keys), next, tile.then);
+  dot_keys(q, s.q_stride, s.rows, Reading<K>{k.row, k_coming.row, a.dim}, keys, s.scores);
   for (i64 r = 0; r < s.rows; ++r) {
     const i64 t = r / group;
     float* row = sums + r * s.sums_stride;
     Range see = seen(a, of, t);
     see.end = least(see.end, key + keys);
     Running run = get_running(row);
-    const float shrink = soften(a, of, g * group + r % group, t, s.scores + r * tile_keys, key,
+    const float shrink = soften(a, of, g * group + r % group, t, s.scores + r * scores_stride, key,
                                 round_up(keys, W), see, run);
     set_running(row, run);
     shrink_row(row + 16, s.sums_stride - 16, shrink);
   }
-  add_tile(s.scores, s.rows, coming(v, keys, a.value_dim, next, tile.then, a.dim), sums + 16,
+  add_keys(s.scores, s.rows, Reading<V>{v.row, v_coming.row, a.value_dim}, keys, sums + 16,
            s.sums_stride);
 }
 
@@ -230,8 +96,10 @@ GD_NOINLINE void few_begin(const A& a, i64 b, i64 first, const FewScratch& s, fl
   const i64 group = a.heads / a.kv_heads;
   for (i64 r = 0; r < s.rows * s.together; ++r) {
     const i64 t = r % s.rows / group, h = (first + r / s.rows) * group + r % s.rows % group;
-    scale_row(a.q + b * a.q_stride[0] + t * a.q_stride[1] + h * a.q_stride[2], a.scale, a.dim,
-              s.q + r * s.q_stride);
+    float* q = s.q + r * s.q_stride;
+    __builtin_memset(q, 0, size_t(s.q_stride) * 4);
+    scale_row(a.q + b * a.q_stride[0] + t * a.q_stride[1] + h * a.q_stride[2], a.scale, a.dim, q);
+    to_unpacked<typename A::Key>(q, unpacked_floats(a.dim));
     __builtin_memset(sums + r * s.sums_stride, 0, size_t(s.sums_stride) * 4);
     set_running(sums + r * s.sums_stride, {nothing, 0});
   }
@@ -248,7 +116,7 @@ GD_NOINLINE void few_stretch(const A& a, const Sequence& of, i64 first, Range ke
     for (i64 i = 0; i < s.together; ++i) {
       const bool last = i + 1 == s.together;
       const Tile tile = {first, i, key, n, last ? 0 : i + 1, last ? after : key,
-                         least(fetched_ahead, last ? keys.end - after : n)};
+                         least(step, last ? keys.end - after : n)};
       few_tile(a, of, tile, s.q + i * s.rows * s.q_stride, s, sums + i * s.rows * s.sums_stride);
     }
   }
@@ -260,6 +128,7 @@ GD_NOINLINE void few_finish(const A& a, i64 b, i64 first, const FewScratch& s, f
   for (i64 r = 0; r < s.rows * s.together; ++r) {
     float* row = sums + r * s.sums_stride;
     const i64 h = (first + r / s.rows) * group + r % s.rows % group;
+    to_plain<typename A::Value>(row + 16, s.sums_stride - 16);
     finish_row(a, b, r % s.rows / group, h, row + 16, row[1]);
   }
 }

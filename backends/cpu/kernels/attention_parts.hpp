@@ -12,6 +12,8 @@ namespace gd {
 // nothing gives zeros.  Rows of k and v are T, or int8_t with a scale.
 template <class T, class K = T, class V = T> struct Attention {
   using Type = T;
+  using Key = K;
+  using Value = V;
   const T* q;
   Cache<const K> k;
   Cache<const V> v;

@@ -7,6 +7,10 @@ namespace gd {
 namespace attending {
 
 constexpr i64 block_queries = 32 * R;
+// Rows that are read side by side must not come from the same banks of L1, as rows would that lie
+// a power of two apart: each begins 8 bytes further on.
+constexpr i64 apart = 2;
+constexpr i64 weights_stride = tile_keys + apart;
 
 GD_INLINE i64 block_tokens(i64 group) { return most(1, block_queries / group); }
 
@@ -61,25 +65,25 @@ GD_NOINLINE void pack_values(const TileRows<E>& v, i64 keys, i64 dim, float* to)
 }
 
 struct ManyScratch {
-  i64 sums_stride;
+  i64 q_stride, sums_stride;
   float *q, *scores, *keys, *values, *sums;
   Running* running;
 
   static i64 queries(i64 group) { return round_up(most(block_queries, group), R); }
   static i64 floats(i64 group, i64 dim, i64 value_dim) {
     const i64 v = panels(value_dim) * NB;
-    return round_up(queries(group) * (dim + v + 2) + R * tile_keys + tile_keys * (dim + v), 16) +
-           64;
+    const i64 rows = queries(group) * (round_up(dim, 16) + apart + v + 2);
+    return round_up(rows + R * weights_stride + tile_keys * (dim + v), 16) + 64;
   }
   ManyScratch(char* base, int thread, i64 group, i64 dim, i64 value_dim)
-      : sums_stride(panels(value_dim) * NB) {
+      : q_stride(round_up(dim, 16) + apart), sums_stride(panels(value_dim) * NB) {
     float* at = reinterpret_cast<float*>(base) + thread * floats(group, dim, value_dim);
     keys = at;
     values = keys + tile_keys * dim;
     scores = values + tile_keys * sums_stride;
-    sums = scores + R * tile_keys;
+    sums = scores + R * weights_stride;
     q = sums + queries(group) * sums_stride;
-    running = reinterpret_cast<Running*>(q + queries(group) * dim);
+    running = reinterpret_cast<Running*>(q + queries(group) * q_stride);
   }
 };
 
@@ -101,18 +105,18 @@ GD_NOINLINE void strip(const A& a, const Job& job, i64 row, i64 key, i64 keys,
   if (needed <= 0 || see.begin >= key + keys) return;
   const char *q[R], *p[R];
   for (int i = 0; i < n; ++i) {
-    q[i] = reinterpret_cast<const char*>(s.q + (row + i) * a.dim);
-    p[i] = reinterpret_cast<const char*>(s.scores + i * tile_keys);
+    q[i] = reinterpret_cast<const char*>(s.q + (row + i) * s.q_stride);
+    p[i] = reinterpret_cast<const char*>(s.scores + i * weights_stride);
   }
   for (i64 at = 0; at < needed; at += NB)
     tile_rows<F32Words>(q, n, reinterpret_cast<const char*>(s.keys + at * a.dim), a.dim,
-                        s.scores + at, tile_keys, false);
+                        s.scores + at, weights_stride, false);
   for (int i = 0; i < n; ++i) {
     Range one = seen(a, job.s, job.token(row + i));
     one.end = least(one.end, key + keys);
     float* sums = s.sums + (row + i) * s.sums_stride;
     const float shrink =
-        soften(a, job.s, job.head(row + i), job.token(row + i), s.scores + i * tile_keys, key,
+        soften(a, job.s, job.head(row + i), job.token(row + i), s.scores + i * weights_stride, key,
                round_up(needed, W), one, s.running[row + i]);
     shrink_row(sums, s.sums_stride, shrink);
   }
@@ -128,7 +132,7 @@ GD_NOINLINE void many_job(const A& a, const Job& job, const ManyScratch& s) {
     s.running[r] = {nothing, 0};
     scale_row(
         a.q + job.s.b * a.q_stride[0] + job.token(r) * a.q_stride[1] + job.head(r) * a.q_stride[2],
-        a.scale, a.dim, s.q + r * a.dim);
+        a.scale, a.dim, s.q + r * s.q_stride);
   }
   __builtin_memset(s.sums, 0, size_t(rows * s.sums_stride) * 4);
   __builtin_memset(s.values, 0, size_t(tile_keys * s.sums_stride) * 4);

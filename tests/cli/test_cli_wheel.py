@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from clicase import PEER, SMALL
+from quick import quick_environment
 
 ROOT = Path(__file__).parents[2]
 SOURCES = ("graphdsl", "backends", "setup.py", "pyproject.toml", "README.md", "LICENSE")
@@ -35,7 +36,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         else:
             shutil.copy(ROOT / name, folder / "source" / name)
     succeed(sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation",
-            "--wheel-dir", folder / "dist", folder / "source")
+            "--wheel-dir", folder / "dist", folder / "source", env=quick_environment())
     return next((folder / "dist").glob("graphdsl-*.whl"))
 
 

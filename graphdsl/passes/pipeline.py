@@ -27,6 +27,7 @@ from graphdsl.passes.quantise import Quantise
 from graphdsl.passes.rewrite import substitute
 from graphdsl.passes.roll import Roll
 from graphdsl.passes.rotate import Rotate
+from graphdsl.passes.shard import Shard
 from graphdsl.passes.verify import Expected, problem_of
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 PIPELINE: tuple[Pass, ...] = (
     CheckDtypes(),    # first: what cannot be built is refused before any work
+    Shard(),          # while weights have their names and Layers their lines; all else follows
     Roll(),           # while Layers are nodes: later their borders are gone
     Rotate(),         # norms are still Operations, and expand fuses what meets here
     Expand(),         # rules need Operations, one meaning each; kernels come after all of them

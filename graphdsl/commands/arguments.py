@@ -173,18 +173,32 @@ def _quantize(command: argparse.ArgumentParser) -> None:
 
 
 class _Passes(argparse.Action):
-    """Options of passes, by pass; what is given later for the same pass is added."""
+    """Options of passes, by pass; what is given later for the same pass is added. Those of
+    `static`, which comes before the pipeline, are kept apart."""
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace,
                  values: Any, option_string: str | None = None) -> None:
         name, options = values
         known = getattr(namespace, self.dest)
-        setattr(namespace, self.dest, {**known, name: {**known.get(name, {}), **options}})
+        if name == "static":
+            namespace.static = {**namespace.static, **options}
+        else:
+            setattr(namespace, self.dest, {**known, name: {**known.get(name, {}), **options}})
+
+
+class _Length(argparse.Action):
+    """`--static 256` for `--pass static:length=256`."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace,
+                 values: Any, option_string: str | None = None) -> None:
+        namespace.static = {**namespace.static, "length": str(values)}
 
 
 def _passes(command: argparse.ArgumentParser) -> None:
     command.add_argument("--pass", type=_pass, action=_Passes, default={}, dest="passes",
                          metavar="NAME:key=value,...", help="options of a pass")
+    command.add_argument("--static", type=positive, action=_Length, default={}, metavar="LENGTH",
+                         help="graphs of this fixed length, for a prompt and for one token")
 
 
 def _lengths(command: argparse.ArgumentParser) -> None:

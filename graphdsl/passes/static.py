@@ -8,7 +8,7 @@ tokens there are; the helpers that make them are in `graphdsl.runtime.static`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from graphdsl.errors import GraphError
@@ -18,6 +18,7 @@ from graphdsl.ops.attention import attention
 from graphdsl.ops.kv import kv_append
 from graphdsl.ops.shape import concat, slice, take_rows
 from graphdsl.passes.base import Fired, Result
+from graphdsl.passes.pipeline import configured
 from graphdsl.passes.rewrite import inline
 from graphdsl.passes.roll import is_layer
 from graphdsl.passes.sizes import Sizes
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 PARTS = ("block", "block_cache")
 CACHES = ("shift", "append")
 MASK = "mask"
-CALL = "static(layer, length=256)"
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,17 @@ class Static:
         return Result(made, (Fired("Static", None, f"{part}, length {self.length}"),))
 
 
+def static_parts(options: Mapping[str, str], target: Target) -> tuple[Static, ...]:
+    """What `--pass static:key=value` asks for: both parts unless one is named, and nothing where
+    there are no options. Raises GraphError for an option or value that is not there."""
+    if not options:
+        return ()
+    chosen, = configured((Static(),), {Static.name: options}, target)
+    assert isinstance(chosen, Static)
+    check_length(chosen.length)
+    return tuple(replace(chosen, part=part) for part in ((chosen.part,) if chosen.part else PARTS))
+
+
 def static(layer: Layer | Callable[..., Any] | Graph, length: int, *, cache: str = "shift",
            dtype: str = "f32") -> StaticGraphs:
     """A Layer, a Model (traced for `dtype`) or a Graph for one sequence of at most `length` = S
@@ -72,14 +83,20 @@ def static(layer: Layer | Callable[..., Any] | Graph, length: int, *, cache: str
     for a layer without positions or caches, with attention that reads anything but them or has a
     mask of its own, with other symbolic sizes, and for "append" with a window below S.
     """
-    if not isinstance(length, int) or isinstance(length, bool) or length < 1:
-        raise GraphError(f"static: length is {length!r}, wanted a whole number above 0", hint=CALL)
+    check_length(length)
     if cache not in CACHES:
         raise GraphError(f"static: no cache {cache!r}", hint=f"caches: {', '.join(CACHES)}")
     graph = _opened(trace(layer, dtype))
     roles = _Roles.of(graph)
     return StaticGraphs(_Part(graph, roles, length, cache, length).made(),
                         _Part(graph, roles, length, cache, 1, has_past=True).made())
+
+
+def check_length(length: int) -> None:
+    """Raises GraphError for what is no length."""
+    if not isinstance(length, int) or isinstance(length, bool) or length < 1:
+        raise GraphError(f"static: length is {length!r}, wanted a whole number above 0",
+                         hint="static(layer, length=256), --static 256")
 
 
 def _opened(graph: Graph) -> Graph:

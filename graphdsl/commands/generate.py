@@ -16,9 +16,11 @@ from graphdsl.commands.session import Session, check_folder, say
 from graphdsl.errors import GraphError
 from graphdsl.hf.generate import Completion, Step, collect, generate
 from graphdsl.hf.sampling import Sampling
+from graphdsl.hf.static import StaticModel
 from graphdsl.hf.stream import TextStream
 from graphdsl.hf.tokenizer import encode_prompt
 from graphdsl.lazy import torch
+from graphdsl.passes.static import static_parts
 from graphdsl.quant import Quant
 
 if TYPE_CHECKING:
@@ -31,9 +33,11 @@ def run(args: argparse.Namespace, session: Session) -> int:
     backend = find_backend(args.backend, args.soc)
     options = session.options(args, args.dtype or backend.target.model_dtype)
     check_options(options)
+    static = static_parts(args.static, backend.target)
     check_folder("GRAPHDSL_CACHE", session.cache)
     Sampling(**_choices(args))
-    model = _open(args, session, options)
+    opened = _open(args, session, options)
+    model = StaticModel(opened, static[0].length, static[0].cache) if static else opened
     # Ids in and ids out need no tokenizer, so a model without one will do.
     has_text = not (args.prompt_ids is not None and args.ids)
     tokenizer: Any = model.tokenizer if has_text or args.stop else None

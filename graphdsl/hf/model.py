@@ -16,6 +16,7 @@ from graphdsl.hf.fetch import resolve_model
 from graphdsl.hf.generate import Completion, Session, collect, generate
 from graphdsl.hf.sampling import Sampling
 from graphdsl.hf.tokenizer import load_tokenizer
+from graphdsl.ir import Graph
 from graphdsl.layer import trace
 from graphdsl.lazy import torch
 from graphdsl.passes.quantise import check_quants, quantised
@@ -127,9 +128,19 @@ class LanguageModel:
         return self._built(self.config)
 
     def _built(self, config: Any) -> Operator:
+        return self.bind(self.opened(self.graph(config)))
+
+    def graph(self, config: Any) -> Graph:
+        """That of the model with a config of its family, its weights quantised as was chosen."""
         graph = trace(self.checkpoint.settings.family.model(config), self.options.dtype)
-        graph = quantised(graph, lambda name, kind: self.choice.of(self.checkpoint, name))
-        operator = Operator(build_graph(graph, self.options).path)
+        return quantised(graph, lambda name, kind: self.choice.of(self.checkpoint, name))
+
+    def opened(self, graph: Graph) -> Operator:
+        """The operator of a graph, without weights."""
+        return Operator(build_graph(graph, self.options).path)
+
+    def bind(self, operator: Operator) -> Operator:
+        """Gives an operator, whose params are those of the model, the model's weights."""
         kept = {w["name"] for w in operator.manifest["weights"] if "quant" in w}
         return operator.bind(CheckpointWeights(self.checkpoint,
                                                kept if self.choice.own else frozenset()))

@@ -21,7 +21,10 @@ from graphdsl.layer import trace
 from graphdsl.lazy import torch
 from graphdsl.passes.quantise import check_quants, quantised
 from graphdsl.quant import NONE, OWN, Quant, Quantised, act_of, asked
+from graphdsl.runtime.group import Group
 from graphdsl.runtime.operator import Operator, State
+from graphdsl.serve.engine import CHUNK, MAX_BATCH, Engine
+from graphdsl.serve.pool import OperatorPool
 
 
 class CheckpointWeights(Mapping[str, "torch.Tensor | Quantised"]):
@@ -45,6 +48,8 @@ class CheckpointWeights(Mapping[str, "torch.Tensor | Quantised"]):
         return len(self._names)
 
 
+USUAL = 1024
+"""The tokens of a text for which an engine has blocks unless told otherwise."""
 TABLES = ("embed", "head")
 """The params of a Decoder that hold a row for every token."""
 
@@ -109,6 +114,8 @@ class LanguageModel:
     config: Any
     options: BuildOptions
     choice: Choice = PLAIN
+    group: Group | None = None
+    """This process's rank, where it has a part of the model."""
 
     def __repr__(self) -> str:
         return (f"LanguageModel({self.checkpoint.path.name!r}, backend={self.options.backend!r}, "
@@ -137,7 +144,7 @@ class LanguageModel:
 
     def opened(self, graph: Graph) -> Operator:
         """The operator of a graph, without weights."""
-        return Operator(build_graph(graph, self.options).path)
+        return Operator(build_graph(graph, self.options).path, self.group)
 
     def bind(self, operator: Operator) -> Operator:
         """Gives an operator, whose params are those of the model, the model's weights."""
@@ -207,10 +214,42 @@ class LanguageModel:
         steps = generate(self, ids, chosen, generator=generator, tokenizer=tokenizer)
         return collect(ids, steps)
 
+    @cached_property
+    def paged(self) -> LanguageModel:
+        """This model with paged KV caches, as an engine needs them; itself where it has them.
+        Raises GraphError for a backend without, or where another policy was asked for."""
+        target = find_backend(self.options.backend, self.options.soc).target
+        chosen = self.options.passes.get("kv_layout", {})
+        policy = chosen.get("policy") or "paged"
+        if policy != "paged":
+            raise GraphError(f"an engine decodes over paged KV caches, but these are {policy}",
+                             hint="--pass kv_layout:policy=paged, or no policy at all")
+        if (chosen.get("policy") or target.kv_policy) == "paged":
+            return self
+        passes = {**self.options.passes, "kv_layout": {**chosen, "policy": policy}}
+        return replace(self, options=replace(self.options, passes=passes))
+
+    def pool(self, blocks: int) -> OperatorPool:
+        """A pool of so many KV blocks. Raises GraphError where the caches are not paged."""
+        return OperatorPool(self.operator, blocks)
+
+    def engine(self, blocks: int | None = None, *, max_batch: int = MAX_BATCH,
+               chunk: int = CHUNK) -> Engine:
+        """An engine that decodes many requests together; greedy unless they say otherwise, and
+        ended by the model's own end-of-text ids. `blocks` is the size of its pool (unless given,
+        what `max_batch` texts of 1024 tokens take). Raises GraphError as `paged` and `Engine` do."""
+        model = self.paged
+        if blocks is None:
+            each = -(-min(USUAL, self.max_positions) // max(model.operator.block, 1))
+            blocks = max(max_batch, 1) * each
+        return Engine(model, blocks, max_batch=max_batch, chunk=chunk,
+                      sampling=Sampling(greedy=True, eos=self.checkpoint.settings.eos),
+                      tokenizer=lambda: self.tokenizer)
+
 
 def open_model(name: str | Path, options: BuildOptions,
                notice: Callable[[str], None] = lambda text: None, *, quantize: str | None = None,
-               act: str | None = None) -> LanguageModel:
+               act: str | None = None, group: Group | None = None) -> LanguageModel:
     """The model of a Hugging Face folder, a GGUF file or a packaged model's name.
 
     `quantize` is a format for the weights, "file" (those that the file has quantised stay so, the
@@ -220,4 +259,4 @@ def open_model(name: str | Path, options: BuildOptions,
     choice = Choice.read(quantize, act, options)
     checkpoint = open_checkpoint(resolve_model(str(name), options.cache))
     notice(f"{checkpoint.path.name}: {checkpoint.settings.layers} layers")
-    return LanguageModel(checkpoint, checkpoint.settings.family.config, options, choice)
+    return LanguageModel(checkpoint, checkpoint.settings.family.config, options, choice, group)

@@ -45,12 +45,13 @@ class Beams:
         self._criteria = stopping_criteria(sampling, len(prompt) + budget, tokenizer)
         self._processors: Any = logits_processors(sampling, len(prompt),
                                                   torch.zeros(width, dtype=torch.int64))
-        self._sofar = torch.tensor([list(prompt)])
-        self._scores = torch.zeros(1)
+        # At first all rows are the prompt, and continuations of the first one alone count.
+        self._sofar = torch.tensor([list(prompt)] * width)
+        self._scores = torch.tensor([0.0] + [OUT] * (width - 1))
         self._kept = [_Kept()] * width
 
     @staticmethod
-    def check(width: int, sampling: Sampling, vocab: int) -> None:
+    def check(width: int, sampling: Sampling) -> None:
         """Raises GraphError for a number of beams or a sampling that cannot be."""
         if width < 1:
             raise GraphError(f"beams is {width}; wanted: 1 or more")
@@ -58,18 +59,16 @@ class Beams:
             raise GraphError(f"{width} beams of sampled texts; wanted: greedy",
                              hint="beam search looks for the likeliest text: leave out what "
                                   "samples, or the beams")
-        # Half the vocabulary may be suppressed without an impossible token among the candidates.
-        most = vocab // (2 * max(2, 1 + len(sampling.eos)))
-        if width > most:
-            raise GraphError(f"{width} beams over a vocabulary of {vocab}; wanted: at most {most}")
 
     def write(self, logits: Tensor) -> Moves:
         """logits: f32 [rows, vocab], of one row at first. Raises GraphError for NaN."""
         check_numbers(logits)
-        chances = torch.log_softmax(logits.float(), -1)
-        chances = self._processors(self._sofar, chances)
-        best = torch.topk((chances + self._scores[:, None]).flatten(), self._candidates)
-        parents, tokens = best.indices // logits.shape[1], best.indices % logits.shape[1]
+        rows, vocab = logits.shape
+        wide = logits if rows == self.width else logits.expand(self.width, -1)
+        chances = torch.log_softmax(wide.float(), -1)
+        chances = self._processors(self._sofar, chances) + self._scores[:, None]
+        best = torch.topk(chances.flatten(), self._candidates)
+        parents, tokens = best.indices // vocab, best.indices % vocab
         texts = torch.cat([self._sofar[parents], tokens[:, None]], 1)
         reasons = ended_rows(("",) * len(texts), self._criteria, texts)
         running = best.values + torch.tensor([OUT if reason else 0.0 for reason in reasons])
@@ -79,7 +78,7 @@ class Beams:
         if all(reasons) or not self._can_improve():
             self.ids, self.reason = self._kept[0].ids, self._kept[0].reason
             return []
-        return list(zip(parents[order].tolist(), tokens[order].tolist(), strict=True))
+        return list(zip((parents[order] % rows).tolist(), tokens[order].tolist(), strict=True))
 
     def _keep(self, scores: Tensor, texts: Tensor, reasons: Sequence[str]) -> None:
         """Takes those in that have ended, of the `width` best ones only."""

@@ -91,7 +91,7 @@ class Engine:
         chosen = sampling or self._sampling
         check_prompts(self.model, [prompt], chosen)
         if beams != 1:
-            Beams.check(beams, chosen, self.model.vocab)
+            Beams.check(beams, chosen)
         budget = budget_of(self.model, len(prompt), chosen)
         need = most_blocks(len(prompt), max(budget, 1), beams, self.blocks.size)
         self._check_need(len(prompt), budget, beams, need)

@@ -172,6 +172,10 @@ def configured(passes: tuple[Pass, ...], options: Options, target: Target) -> tu
     and for one that the target does not have."""
     names = [each.name for each in passes]
     for name in options:
+        if name == "static" and name not in names:
+            raise GraphError("static makes two graphs of one, so it comes before a build and is no "
+                             "pass of it", hint="build both graphs of graphdsl.static(layer, "
+                             "length=256)")
         if name not in names:
             raise GraphError(f"no pass {name}", hint=f"passes: {', '.join(names)}")
     chosen = tuple(_with_options(each, options.get(each.name, {}), target) for each in passes)

@@ -98,6 +98,8 @@ def _generate(command: argparse.ArgumentParser) -> None:
     _dtype(command, "bf16")
     _quantize(command)
     _passes(command)
+    command.add_argument("--tensor-parallel", type=positive, default=1, metavar="N",
+                         help="split the model over N processes that torchrun has started")
     command.add_argument("--max-new-tokens", type=natural, default=128, metavar="N")
     command.add_argument("--greedy", action="store_true", help="always the most likely token")
     command.add_argument("--seed", type=natural, metavar="N")

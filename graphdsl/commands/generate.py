@@ -6,12 +6,13 @@ import argparse
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphdsl.backend import find_backend
 from graphdsl.builder import BuildOptions, check_options
+from graphdsl.commands.parallel import check_launch, joined, passes_of
 from graphdsl.commands.session import Session, check_folder, say
 from graphdsl.errors import GraphError
 from graphdsl.hf.generate import Completion, Step, collect, generate
@@ -25,18 +26,27 @@ from graphdsl.quant import Quant
 
 if TYPE_CHECKING:
     from graphdsl.hf.model import LanguageModel
+    from graphdsl.runtime.group import Group
 
 
 def run(args: argparse.Namespace, session: Session) -> int:
     """Prints the text of every prompt, then the speed, then with --ids the new ids."""
+    launch = session.launch if args.tensor_parallel > 1 else None
+    check_launch(args.tensor_parallel, launch)
+    with joined(launch) as group:
+        return _run(args, session, group)
+
+
+def _run(args: argparse.Namespace, session: Session, group: Group | None) -> int:
     texts = _texts(args)
     backend = find_backend(args.backend, args.soc)
     options = session.options(args, args.dtype or backend.target.model_dtype)
+    options = replace(options, passes=passes_of(options.passes, group))
     check_options(options)
     static = static_parts(args.static, backend.target)
     check_folder("GRAPHDSL_CACHE", session.cache)
     Sampling(**_choices(args))
-    opened = _open(args, session, options)
+    opened = _open(args, session, options, group)
     model = StaticModel(opened, static[0].length, static[0].cache) if static else opened
     # Ids in and ids out need no tokenizer, so a model without one will do.
     has_text = not (args.prompt_ids is not None and args.ids)
@@ -52,7 +62,11 @@ def run(args: argparse.Namespace, session: Session) -> int:
     formats = Counter(str(Quant(**w["quant"])) for w in weights if "quant" in w)
     if formats:
         session.progress.done("weights", ", ".join(f"{n} {quant}" for quant, n in formats.items()))
-    generator = None if args.seed is None else torch.Generator().manual_seed(args.seed)
+    seed = args.seed
+    if group is not None:  # every rank draws the same tokens
+        group.ready()
+        seed = group.agreed(torch.seed() % (1 << 31) if seed is None else seed)
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
     steps = generate(model, prompts, sampling, generator=generator, tokenizer=tokenizer)
     if has_text and len(prompts) == 1:
         steps = _Shown(TextStream(tokenizer, sampling.stop_strings)).through(steps)
@@ -88,11 +102,13 @@ def _choices(args: argparse.Namespace) -> dict[str, Any]:
             "repetition_penalty": args.repetition_penalty}
 
 
-def _open(args: argparse.Namespace, session: Session, options: BuildOptions) -> LanguageModel:
+def _open(args: argparse.Namespace, session: Session, options: BuildOptions,
+          group: Group | None) -> LanguageModel:
     from graphdsl.hf.model import open_model
 
     session.progress.begin("model")
-    model = open_model(_name(args.model), options, quantize=args.quantize, act=args.act)
+    model = open_model(_name(args.model), options, quantize=args.quantize, act=args.act,
+                       group=group)
     session.progress.done("model", f"{model.checkpoint.path.name}, "
                                    f"{model.checkpoint.settings.layers} layers, {options.dtype}")
     return model

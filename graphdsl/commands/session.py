@@ -50,12 +50,24 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class Launch:
+    """What torchrun says of this process: its rank, how many there are, and where they meet."""
+
+    rank: int
+    ranks: int
+    address: str
+    port: int
+
+
+@dataclass(frozen=True)
 class Session:
-    """`environment` is that of the process, `cache` the folder of builds and models."""
+    """`environment` is that of the process, `cache` the folder of builds and models, `launch` what
+    torchrun says, where it has started this process."""
 
     cache: Path
     environment: Mapping[str, str] = field(repr=False)
     progress: Progress
+    launch: Launch | None = None
 
     def options(self, args: argparse.Namespace, dtype: str) -> BuildOptions:
         """The build that the arguments ask for."""

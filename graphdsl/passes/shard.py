@@ -118,8 +118,7 @@ class _Sharder:
 
     def refuse(self, misfit: Misfit, node: Node) -> None:
         raise GraphError(misfit.message, misfit.loc or node.loc,
-                         f"give another number of ranks than {self.ranks}"
-                         + (f": {misfit.hint}" if misfit.hint else ""))
+                         misfit.hint or "give a number of ranks that divides it")
 
     def vocabulary(self, graph: Graph, found: _Split, node: Node) -> None:
         """Splits the rows of a table that ids look up, and of a head whose result is a result."""

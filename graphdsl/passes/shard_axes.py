@@ -230,11 +230,13 @@ def _attention(region: Region, node: Node, value: Value, cut: Cut) -> None:
     assert isinstance(kv_heads, int)
     if heads % ranks:
         region.misfits.insert(0, Misfit(f"{heads} heads of attention cannot be split over {ranks} "
-                                        "ranks", node.loc, f"ranks that divide {heads}"))
+                                        "ranks", node.loc,
+                                        f"give a number of ranks that divides {heads}"))
     if kv_heads % ranks and ranks % kv_heads:
         region.misfits.append(Misfit(f"{kv_heads} kv heads can be neither split over {ranks} ranks "
                                      "nor shared by them", node.loc,
-                                     f"ranks that divide {kv_heads}, or that it divides"))
+                                     f"give a number of ranks that divides {kv_heads}, or that "
+                                     f"{kv_heads} divides"))
     shared = Cut(HEADS, (Segment(kv_heads, min(kv_heads, ranks)),))
     region.take(node, at["q"], cut)
     region.take(node, at["k"], shared)

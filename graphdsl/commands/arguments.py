@@ -93,13 +93,19 @@ def _generate(command: argparse.ArgumentParser) -> None:
     prompt.add_argument("--prompt", metavar="TEXT")
     prompt.add_argument("--prompt-ids", type=_ids, metavar='"1 2 3"', help="token ids as they are")
     prompt.add_argument("--prompts", type=Path, metavar="FILE",
-                        help="a file with one prompt a line, run as one batch")
+                        help="a file with one prompt a line, run together")
     _backend(command)
     _dtype(command, "bf16")
     _quantize(command)
     _passes(command)
     command.add_argument("--tensor-parallel", type=positive, default=1, metavar="N",
                          help="split the model over N processes that torchrun has started")
+    command.add_argument("--max-batch", type=positive, metavar="N",
+                         help="the most texts that are decoded together (default 16)")
+    command.add_argument("--blocks", type=positive, metavar="N",
+                         help="KV blocks that they share (default: as many as they may need)")
+    command.add_argument("--beams", type=positive, default=1, metavar="N",
+                         help="the likeliest text by beam search over N")
     command.add_argument("--max-new-tokens", type=natural, default=128, metavar="N")
     command.add_argument("--greedy", action="store_true", help="always the most likely token")
     command.add_argument("--seed", type=natural, metavar="N")

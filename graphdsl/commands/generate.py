@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from graphdsl.backend import find_backend
 from graphdsl.builder import BuildOptions, check_options
+from graphdsl.commands.batch import run_engine, say_texts, wants_engine
 from graphdsl.commands.parallel import check_launch, joined, passes_of
 from graphdsl.commands.session import Session, check_folder, say
 from graphdsl.errors import GraphError
-from graphdsl.hf.generate import Completion, Step, collect, generate
+from graphdsl.hf.generate import Step, StepModel, collect, generate
 from graphdsl.hf.sampling import Sampling
 from graphdsl.hf.static import StaticModel
 from graphdsl.hf.stream import TextStream
@@ -44,9 +45,11 @@ def _run(args: argparse.Namespace, session: Session, group: Group | None) -> int
     options = replace(options, passes=passes_of(options.passes, group))
     check_options(options)
     static = static_parts(args.static, backend.target)
+    engine = wants_engine(args, options, backend.target)
     check_folder("GRAPHDSL_CACHE", session.cache)
     Sampling(**_choices(args))
     opened = _open(args, session, options, group)
+    opened = opened.paged if engine else opened
     model = StaticModel(opened, static[0].length, static[0].cache) if static else opened
     # Ids in and ids out need no tokenizer, so a model without one will do.
     has_text = not (args.prompt_ids is not None and args.ids)
@@ -56,23 +59,41 @@ def _run(args: argparse.Namespace, session: Session, group: Group | None) -> int
     else:
         prompts = [list(args.prompt_ids)]
     sampling = Sampling(**_choices(args), eos=model.checkpoint.settings.eos)
-    session.progress.begin("build")
-    weights = model.operator.manifest["weights"]  # built before the clock of the first step runs
-    session.progress.clear()
-    formats = Counter(str(Quant(**w["quant"])) for w in weights if "quant" in w)
-    if formats:
-        session.progress.done("weights", ", ".join(f"{n} {quant}" for quant, n in formats.items()))
+    _build(model, session)
     seed = args.seed
     if group is not None:  # every rank draws the same tokens
         group.ready()
         seed = group.agreed(torch.seed() % (1 << 31) if seed is None else seed)
+    if engine:
+        found = run_engine(args, opened, prompts, sampling, seed, tokenizer, has_text)
+    else:
+        found = _run_batch(model, prompts, sampling, seed, tokenizer, has_text)
+    for ids in found if args.ids else ():
+        say(" ".join(map(str, ids)))
+    return 0
+
+
+def _build(model: LanguageModel | StaticModel, session: Session) -> None:
+    """Builds before the clock of the first step runs; says how weights are quantised."""
+    session.progress.begin("build")
+    weights = model.operator.manifest["weights"]
+    session.progress.clear()
+    formats = Counter(str(Quant(**w["quant"])) for w in weights if "quant" in w)
+    if formats:
+        session.progress.done("weights", ", ".join(f"{n} {quant}" for quant, n in formats.items()))
+
+
+def _run_batch(model: StepModel, prompts: Sequence[Sequence[int]], sampling: Sampling,
+               seed: int | None, tokenizer: Any, has_text: bool) -> list[tuple[int, ...]]:
+    """All prompts as one batch: prints their texts and the speed, and gives their new ids."""
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     steps = generate(model, prompts, sampling, generator=generator, tokenizer=tokenizer)
     if has_text and len(prompts) == 1:
         steps = _Shown(TextStream(tokenizer, sampling.stop_strings)).through(steps)
     completion = collect(prompts, steps)
-    _report(args, completion, prompts, tokenizer if has_text else None)
-    return 0
+    say_texts(completion.ids, tokenizer if has_text else None)
+    say(completion.speed.summary())
+    return list(completion.ids)
 
 
 def _texts(args: argparse.Namespace) -> list[str]:
@@ -135,14 +156,3 @@ class _Shown:
         if text:
             sys.stdout.write(text)
             sys.stdout.flush()
-
-
-def _report(args: argparse.Namespace, completion: Completion, prompts: Sequence[Sequence[int]],
-            tokenizer: Any) -> None:
-    if tokenizer and len(prompts) > 1:
-        for index, ids in enumerate(completion.ids):
-            say(f"[{index + 1}] {tokenizer.decode(list(ids), skip_special_tokens=True)}")
-    say(completion.speed.summary())
-    if args.ids:
-        for ids in completion.ids:
-            say(" ".join(map(str, ids)))

@@ -41,6 +41,10 @@ class CheckpointWeights(Mapping[str, "torch.Tensor | Quantised"]):
             return self._checkpoint.quantised(name)
         return self._checkpoint.param(name)
 
+    def part(self, name: str, axis: int, start: int, size: int) -> torch.Tensor:
+        """A part of a weight, which alone is read where the file's format allows it."""
+        return self._checkpoint.part(name, axis, start, size)
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
 

@@ -100,6 +100,9 @@ def run_pipeline(graph: Graph, target: Target, options: Options | None = None,
     lowered = Lowered(graph)
     check("trace", lowered)
     chosen = configured(passes_for(target) if passes is None else passes, options or {}, target)
+    if verify and any(isinstance(each, Shard) and each.ranks > 1 for each in chosen):
+        raise GraphError("--verify: the graph of one rank alone cannot be compared with the whole",
+                         hint="leave --verify or --pass shard out")
     expected = Expected.of(graph, target.zero_padding) if verify else None
     for each in chosen:
         with _uncollected():

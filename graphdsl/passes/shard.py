@@ -47,7 +47,7 @@ class Shard:
         found = _Sharder(self.rank, self.ranks)
         made = found.sharded(graph, outermost=True)
         if not found.fired:
-            why = found.missed[0] if found.missed else None
+            why = found.missed[-1] if found.missed else None
             raise GraphError(f"{graph.name} has nothing to split over {self.ranks} ranks"
                              + (f": {why.reason}" if why else ""), why.loc if why else None,
                              "two linears by weights with heads or pointwise work between them")
@@ -88,10 +88,11 @@ class _Sharder:
             except NotCut as error:
                 reasons[node] = error
         for node in graph.nodes if outermost else ():
-            self.vocabulary(graph, found, node)
+            if self.vocabulary(graph, found, node):
+                reasons.pop(node, None)
         for node in linears:
             why = reasons.get(node)
-            if why and node not in found.heads and node not in found.operands:
+            if why and node not in found.operands:
                 self.missed.append(Missed(RULE, node.loc, node.scope,
                                           f"every rank has the whole weight: {why.reason}", why.at))
         return _Rewriter(graph, found, self.rank, self.ranks).graph()
@@ -120,22 +121,24 @@ class _Sharder:
         raise GraphError(misfit.message, misfit.loc or node.loc,
                          misfit.hint or "give a number of ranks that divides it")
 
-    def vocabulary(self, graph: Graph, found: _Split, node: Node) -> None:
-        """Splits the rows of a table that ids look up, and of a head whose result is a result."""
+    def vocabulary(self, graph: Graph, found: _Split, node: Node) -> bool:
+        """Splits the rows of a table that ids look up, and of a head whose result is a result.
+        Whether the node is one of them."""
         is_table = (node.op is embedding and node.inputs[0] in graph.inputs
                     and is_made_of_params(node.inputs[1]))
         is_head = (_is_linear(node) and node not in found.rows and node not in found.operands
                    and _ends_in_results(graph, node.outputs[0]))
         if not is_table and not is_head:
-            return
+            return False
         rows = node.inputs[1].shape[0]
         assert isinstance(rows, int)
         if rows % self.ranks:
             self.missed.append(Missed(RULE, node.loc, node.scope, "every rank has the whole "
                                       f"weight: {self.ranks} ranks do not divide {rows} rows"))
-            return
+            return True
         (found.tables if is_table else found.heads).add(node)
         self.fired.append(Fired(RULE, node.loc, node.scope))
+        return True
 
 
 def _flat(body: Graph) -> Graph:

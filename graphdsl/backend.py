@@ -57,6 +57,8 @@ class Target:
     """That of a checkpoint's model where nobody asks for another."""
     why_not: tuple[tuple[str, str], ...] = ()
     """Of dtypes that layers are not built for, the reason."""
+    splits_vocabulary: bool = True
+    """Whether a rank of several has a part of the tables of tokens; else it has them whole."""
     zero_padding: bool = True
     """Attention gives 0 for the rows of padding; else they mean nothing."""
     padded_policies: frozenset[str] = frozenset({"contiguous", "paged", "shift"})

@@ -44,7 +44,7 @@ class Shard:
                              hint="ranks are 0 to ranks - 1")
         if self.ranks == 1:
             return Result(graph)
-        found = _Sharder(self.rank, self.ranks)
+        found = _Sharder(self.rank, self.ranks, target.splits_vocabulary)
         made = found.sharded(graph, outermost=True)
         if not found.fired:
             why = found.missed[-1] if found.missed else None
@@ -70,6 +70,7 @@ class _Split:
 class _Sharder:
     rank: int
     ranks: int
+    splits_vocabulary: bool
     fired: list[Fired] = field(default_factory=list)
     missed: list[Missed] = field(default_factory=list)
 
@@ -87,7 +88,7 @@ class _Sharder:
                 self.pair(graph, found, node)
             except NotCut as error:
                 reasons[node] = error
-        for node in graph.nodes if outermost else ():
+        for node in graph.nodes if outermost and self.splits_vocabulary else ():
             if self.vocabulary(graph, found, node):
                 reasons.pop(node, None)
         for node in linears:

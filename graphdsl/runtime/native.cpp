@@ -155,7 +155,6 @@ class Plan {
   void connect(py::function exchange) {
     if (!library_->plan_exchanger) throw std::logic_error("this build is for one process");
     exchange_ = std::move(exchange);
-    library_->check(library_->plan_exchanger(plan_, &Plan::run_exchange, this));
   }
 
   // Runs on these inputs, states and results; false, and nothing done, where an index is out of
@@ -201,6 +200,7 @@ class Plan {
     }
     for (std::size_t i = 0; i < given_; ++i) rebind(i, addresses[i]);
     for (std::size_t i = given_; i < addresses.size(); ++i) rebind(params_ + i, addresses[i]);
+    if (exchange_) library_->check(library_->plan_exchanger(plan_, &Plan::run_exchange, this));
     const int code = library_->step(plan_, pointer(stream));
     if (!raised_) library_->check(code);
     return true;

@@ -317,7 +317,7 @@ class Operator:
                     -(-workspace.data_ptr() // 64) * 64, len(shapes),
                     len(self.manifest["params"]), len(self.outputs), ranges,
                     [check.sizes(shapes) for check in self.pages])
-        if self.group is not None and "group" in self.manifest:
+        if self.group is not None and "group" in self.manifest and not self._away:
             plan.connect(self.group.exchange)
         place = {"device": self.device.current()} if self._away else {}
         bound = _Bound(plan, shapes, [p.dtype for p in (*self.inputs, *self.state)],

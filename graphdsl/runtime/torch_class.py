@@ -68,8 +68,8 @@ def register(operator: Operator | TorchLayer, name: str | None = None, *, cache:
             _alias(chosen)
         return chosen
     if operator.group is not None:
-        raise GraphError(f"{chosen} is rank {operator.group.rank} of {operator.group.ranks}, and an "
-                         "Operation of torch.classes runs in one process",
+        raise GraphError(f"{chosen} is rank {operator.group.rank} of {operator.group.ranks}: "
+                         "an Operation of torch.classes runs in one process",
                          hint="call the operator itself")
     weights = operator.weights
     load_class(cache, environment)

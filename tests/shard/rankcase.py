@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 
 import torch
@@ -17,7 +18,7 @@ import torch.distributed
 import graphdsl
 from graphdsl.errors import GraphError, ToolError
 from graphdsl.layer import trace
-from graphdsl.models.llama import Config, Llama
+from graphdsl.models.llama import Config, Llama, LlamaLayer
 from graphdsl.passes.samples import samples
 from graphdsl.reference import TOLERANCE, error_of, run
 from graphdsl.runtime.operator import Operator
@@ -49,6 +50,27 @@ def agrees(dtype: str) -> None:
         whole = dict(zip(whole, wanted[1:], strict=True))
         error = error_of(operator(*given.inputs.values(), state=state), wanted[0])
         assert error <= TOLERANCE[dtype], error
+
+
+def ascend() -> None:
+    """A GQA Llama layer on the emulation of ATB against the unsharded one there: a prompt, then a
+    token, in paged caches. With a power of 2 ranks a linear and its sum are one operation."""
+    torch.set_num_threads(1)
+    layer = LlamaLayer(replace(TINY, head_dim=16, hidden=64, ffn=96))
+    own = graphdsl.build(layer, "ascend", tensor_parallel=torch.distributed.group.WORLD)
+    whole = graphdsl.build(layer, "ascend")
+    graph = trace(layer, "f16")
+    weights = samples(graph, seed=0).params
+    operators = [o.bind(weights) for o in (own, whole)]
+    states = [o.new_state(2, 11) for o in operators]
+    for past, tokens in ((0, 5), (5, 1)):
+        given = samples(graph, past, {"tokens": tokens}, past=past, padded=False).inputs
+        found, wanted = (o(*given.values(), state=s)
+                         for o, s in zip(operators, states, strict=True))
+        error = error_of(found, wanted)
+        assert error <= TOLERANCE["f16"], error
+    text = "".join(p.read_text() for p in (own.path / "src").glob("*.cpp"))
+    assert text.count("LinearParallelParam param") == 4, "two a graph, one graph a phase"
 
 
 def step(operator: Operator) -> None:
@@ -100,7 +122,7 @@ def refused() -> None:
 
 
 CASES: dict[str, Callable[[], None]] = {"f32": f32, "bf16": bf16, "dies": dies,
-                                        "refused": refused}
+                                        "refused": refused, "ascend": ascend}
 
 
 def main() -> None:

@@ -48,6 +48,12 @@ def test_a_killed_rank_ends_the_others(cache: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.full
+def test_a_layer_on_the_emulation_of_atb(emulation: Path, tmp_path: Path) -> None:
+    for code, said in ranks_of("ascend", 2, emulation, tmp_path / "store"):
+        assert code == 0, said
+
+
+@pytest.mark.full
 def test_16_bits_and_four_ranks(cache: Path, tmp_path: Path) -> None:
     for case, ranks in (("bf16", 2), ("f32", 4)):
         for code, said in ranks_of(case, ranks, cache, tmp_path / case):

@@ -19,9 +19,8 @@ from graphdsl.ops.kv import kv_append
 from graphdsl.ops.shape import concat, slice, take_rows
 from graphdsl.passes.base import Fired, Result
 from graphdsl.passes.pipeline import configured
-from graphdsl.passes.rewrite import inline
-from graphdsl.passes.roll import is_layer
 from graphdsl.passes.sizes import Sizes
+from graphdsl.passes.surface import surfaced
 
 if TYPE_CHECKING:
     from graphdsl.backend import Target
@@ -86,7 +85,7 @@ def static(layer: Layer | Callable[..., Any] | Graph, length: int, *, cache: str
     check_length(length)
     if cache not in CACHES:
         raise GraphError(f"static: no cache {cache!r}", hint=f"caches: {', '.join(CACHES)}")
-    graph = _opened(trace(layer, dtype))
+    graph = surfaced(trace(layer, dtype))
     roles = _Roles.of(graph)
     return StaticGraphs(_Part(graph, roles, length, cache, length).made(),
                         _Part(graph, roles, length, cache, 1, has_past=True).made())
@@ -97,19 +96,6 @@ def check_length(length: int) -> None:
     if not isinstance(length, int) or isinstance(length, bool) or length < 1:
         raise GraphError(f"static: length is {length!r}, wanted a whole number above 0",
                          hint="static(layer, length=256), --static 256")
-
-
-def _opened(graph: Graph) -> Graph:
-    """`graph` with all attentions and appends among its own nodes."""
-    while any(map(_holds, graph.nodes)):
-        graph = inline(graph, _holds, keep_lines=is_layer)
-    return graph
-
-
-def _holds(node: Node) -> bool:
-    """Whether an attention or append lies in the body of a node, however deep."""
-    return node.body is not None and any(n.op in (attention, kv_append) or _holds(n)
-                                         for n in node.body.nodes)
 
 
 @dataclass(frozen=True)

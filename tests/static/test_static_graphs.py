@@ -10,19 +10,31 @@ import pytest
 from staticcase import LAYERS, LENGTH, LLAMA, MODELS, Dynamic, session_of, worst_of
 
 import graphdsl
-from graphdsl import KVCache, Layer, Param, Value
+from graphdsl import KVCache, Layer, Param, Value, operation
 from graphdsl.backend import find_backend
 from graphdsl.errors import GraphError
 from graphdsl.ir import Dim, Graph
 from graphdsl.models.bert import Bert
 from graphdsl.models.bert import Config as BertConfig
 from graphdsl.models.llama import Config, LlamaLayer
-from graphdsl.ops import arange, attention, linear, merge_heads, split_heads, take_rows
+from graphdsl.ops import (
+    arange,
+    attention,
+    linear,
+    matmul,
+    merge_heads,
+    softmax,
+    split_heads,
+    take_rows,
+    transpose,
+    where,
+)
 from graphdsl.passes.pipeline import run_pipeline
+from graphdsl.passes.samples import samples
 from graphdsl.passes.static import Static, static, static_parts
 from graphdsl.passes.verify import problem_of
 from graphdsl.printer import text
-from graphdsl.reference import TOLERANCE
+from graphdsl.reference import TOLERANCE, error_of, run
 from graphdsl.sizes import terms
 
 Golden = Callable[[str, str], None]
@@ -139,6 +151,24 @@ class Plain(Layer):
         return merge_heads(attention(q, kv.k, kv.v, positions))
 
 
+class InMaths(Plain):
+    """Attention as maths, a part of it in an Operation of the user."""
+
+    def attended(self, q: Value, kv: KVCache, positions: Value) -> Value:
+        turned = (transpose(each, order=(0, 2, 1, 3)) for each in (q, kv.k, kv.v))
+        q, k, v = turned
+        seen = arange(size=kv.k.shape[1]) <= positions[:, None, :, None]
+        weights = softmax(where(seen, scores(q, k) * self.config.head_dim ** -0.5, -1e9))
+        return merge_heads(transpose(matmul(weights, v), order=(0, 2, 1, 3)))
+
+
+@operation
+def scores(q: Value, k: Value) -> Value:
+    """q k^T."""
+    made: Value = matmul(q, transpose(k, order=(0, 1, 3, 2)))
+    return made
+
+
 class OwnMask(Plain):
     def attended(self, q: Value, kv: KVCache, positions: Value) -> Value:
         seen = arange(size=kv.k.shape[1]) < 4
@@ -232,6 +262,16 @@ class ManyRows(Plain):
 
 class FixedTokens(Plain):
     signature = "x[batch, 4, hidden], positions[batch, 4]:i32 -> y[batch, 4, hidden]"
+
+
+def test_attention_in_plain_maths_is_recognised() -> None:
+    plain, maths = static(Plain(), LENGTH), static(InMaths(), LENGTH)
+    params = samples(graphdsl.trace(Plain()), seed=0).params
+    for ours, wanted in ((maths.block, plain.block), (maths.block_cache, plain.block_cache)):
+        assert [n.name for n in ours.nodes].count("attention") == 1
+        inputs = samples(wanted, seed=1).inputs
+        for a, b in zip(run(ours, inputs, params), run(wanted, inputs, params), strict=True):
+            assert error_of(a, b) <= TOLERANCE["f32"]
 
 
 def test_rows_that_are_named_become_one() -> None:

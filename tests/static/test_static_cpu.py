@@ -23,6 +23,7 @@ from graphdsl.layer import trace
 from graphdsl.passes.samples import samples
 from graphdsl.passes.static import static
 from graphdsl.reference import TOLERANCE, error_of, run
+from graphdsl.runtime.door import torch_op
 from graphdsl.runtime.static import StaticSession
 
 TINY = {"vocab_size": 99, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1,
@@ -113,6 +114,8 @@ def test_a_layer_has_no_symbolic_size(name: str, options: BuildOptions) -> None:
         found = operator(*(inputs[v.name] for v in graph.inputs))
         for ours, wanted in zip(found, run(graph, inputs, params), strict=True):
             assert error_of(ours, wanted) <= TOLERANCE["f32"]
+        same = torch_op(operator)(*(inputs[v.name] for v in graph.inputs), operator.weights)
+        assert all(map(torch.equal, found, same))
 
 
 @pytest.mark.full

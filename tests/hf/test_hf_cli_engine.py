@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ import pytest
 import torch
 from hf_tiny import tiny_model
 
+import graphdsl
 from graphdsl.cli import main
 
+PAGE = Path(__file__).parents[2] / "docs" / "serving.md"
 Generate = Callable[..., tuple[int, str, str]]
 PROMPTS = ["What is gravity?", "a b c", "The stop sign stops the stopper", "a b c d e f g h"]
 PAGED = "kv_layout:policy=paged,block=4"
@@ -113,3 +116,19 @@ def test_a_prompt_without_room_refuses_the_file(model: Path, generate: Generate,
     code, out, error = generate("--prompts", tmp_path / "prompts.txt")
     assert (code, "[1]" in out) == (2, False)
     assert "the model takes at most 64" in error
+
+
+def test_the_example_of_the_page(model: Path, builds: Path, monkeypatch: pytest.MonkeyPatch,
+                                 capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("GRAPHDSL_CACHE", str(builds))
+    opened = graphdsl.load_model(model, dtype="f32", passes={"kv_layout": {
+        "policy": "paged", "block": 4}})
+    monkeypatch.setattr(graphdsl, "load_model", lambda name: opened)
+    [block] = re.findall("```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(block, names)
+    reasons = [request.reason for request in names["requests"]]
+    assert reasons[2] == "cancelled"
+    assert len(capfd.readouterr().out.splitlines()) >= 6
+    assert names["engine"].blocks.free == 400
+    assert names["other"].ids[:1] == names["drawn"].ids[:1]

@@ -64,6 +64,8 @@ class Target:
     padded_policies: frozenset[str] = frozenset({"contiguous", "paged", "shift"})
     """Policies of caches into which a step may append fewer tokens for one sequence than for
     another."""
+    takes_static: bool = True
+    """Attention reads keys that are inputs, with a mask that is one: graphs of fixed length."""
     fuses_loops: bool = True
     """Runs of pointwise and row-reduction kernels become generated loops."""
     epilogue_matmuls: int = 2

@@ -57,12 +57,17 @@ class Static:
 
 def static_parts(options: Mapping[str, str], target: Target) -> tuple[Static, ...]:
     """What `--pass static:key=value` asks for: both parts unless one is named, and nothing where
-    there are no options. Raises GraphError for an option or value that is not there."""
+    there are no options. Raises GraphError for an option or value that is not there, and for a
+    backend that takes no static graphs."""
     if not options:
         return ()
     chosen, = configured((Static(),), {Static.name: options}, target)
     assert isinstance(chosen, Static)
     check_length(chosen.length)
+    if not target.takes_static:
+        raise GraphError(f"the {target.name} backend takes no static graphs: its attention reads "
+                         "caches that the graph appends to", hint="build the layer as it is, for "
+                         "one build serves all lengths there, or --backend cpu")
     return tuple(replace(chosen, part=part) for part in ((chosen.part,) if chosen.part else PARTS))
 
 

@@ -86,6 +86,12 @@ def test_options_that_are_none(cli: Cli, options: list[str], message: str) -> No
     assert message in error
 
 
+def test_a_backend_whose_attention_reads_its_own_caches(cli: Cli) -> None:
+    code, _, error = cli("build", GLM, *SMALL, "--static", "8", "--backend", "ascend")
+    assert code == 2
+    assert "the ascend backend takes no static graphs" in error
+
+
 def test_what_has_no_fixed_length(cli: Cli, capfd: pytest.CaptureFixture[str]) -> None:
     code, _, error = cli("build", EXAMPLES / "bert_layer.py", "--static", "8")
     assert code == 2

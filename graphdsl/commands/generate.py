@@ -45,6 +45,9 @@ def _run(args: argparse.Namespace, session: Session, group: Group | None) -> int
     options = replace(options, passes=passes_of(options.passes, group))
     check_options(options)
     static = static_parts(args.static, backend.target)
+    if static and group is not None:
+        raise GraphError("--static and --tensor-parallel are both given",
+                         hint="a model of fixed length runs in one process")
     engine = wants_engine(args, options, backend.target)
     check_folder("GRAPHDSL_CACHE", session.cache)
     Sampling(**_choices(args))

@@ -35,15 +35,11 @@ def ranks_of(case: str, ranks: int, cache: Path, store: Path) -> list[tuple[int,
     return [(process.returncode, text) for process, text in zip(started, said, strict=True)]
 
 
-def test_two_processes(cache: Path, tmp_path: Path) -> None:
-    for code, said in ranks_of("f32+refused", 2, cache, tmp_path / "store"):
-        assert code == 0, said
-
-
-def test_a_killed_rank_ends_the_others(cache: Path, tmp_path: Path) -> None:
-    first, last = ranks_of("dies", 2, cache, tmp_path / "store")
-    assert last[0] == -signal.SIGKILL
-    assert first[0] == LOST
+def test_two_processes_and_one_that_is_killed(cache: Path, tmp_path: Path) -> None:
+    """The case of a killed rank comes last: the others end with a message."""
+    first, last = ranks_of("f32+refused+dies", 2, cache, tmp_path / "store")
+    assert last[0] == -signal.SIGKILL, last[1]
+    assert first[0] == LOST, first[1]
     assert "rank 0: another of the 2 ranks has ended or does not answer" in first[1]
 
 

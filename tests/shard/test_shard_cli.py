@@ -48,7 +48,7 @@ def test_what_torchrun_says() -> None:
     assert launch_of({}) is None
 
 
-def test_options_of_shard_are_its_own() -> None:
+def test_options_of_passes_stay() -> None:
     assert passes_of({"roll": {"min_turns": "3"}}, None) == {"roll": {"min_turns": "3"}}
 
 

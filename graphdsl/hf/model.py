@@ -241,7 +241,9 @@ class LanguageModel:
                chunk: int = CHUNK) -> Engine:
         """An engine that decodes many requests together; greedy unless they say otherwise, and
         ended by the model's own end-of-text ids. `blocks` is the size of its pool (unless given,
-        what `max_batch` texts of 1024 tokens take). Raises GraphError as `paged` and `Engine` do."""
+        what `max_batch` texts of 1024 tokens take).
+
+        Raises GraphError as `paged` and `Engine` do."""
         model = self.paged
         if blocks is None:
             each = -(-min(USUAL, self.max_positions) // max(model.operator.block, 1))

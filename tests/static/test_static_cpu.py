@@ -23,7 +23,7 @@ from graphdsl.layer import trace
 from graphdsl.passes.samples import samples
 from graphdsl.passes.static import static
 from graphdsl.reference import TOLERANCE, error_of, run
-from graphdsl.runtime.door import torch_op
+from graphdsl.runtime.door import schema, torch_op
 from graphdsl.runtime.static import StaticSession
 
 TINY = {"vocab_size": 99, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1,
@@ -72,6 +72,8 @@ def test_tokens_equal_those_of_a_dynamic_model(tiny: Tiny, cache: str,
         assert found[0] == tiny.greedy(prompt, new)
     assert not has_dims(model.operator.manifest)
     assert not has_dims(model.step_operator.manifest)
+    assert "Tensor layers_0_kv_k, Tensor layers_0_kv_v, Tensor[] weights" in schema(
+        model.step_operator)
     pairs = zip(model.operator.weights, model.step_operator.weights, strict=True)
     assert all(a.data_ptr() == b.data_ptr() for a, b in pairs), "weights are there once"
 
@@ -100,8 +102,8 @@ def test_generate_from_the_command_line(tiny: Tiny, options: BuildOptions,
     assert "error: the static cache is full: it holds 32 of 32" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["glm4", *(pytest.param(name, marks=FULL)
-                                           for name in LAYERS if name != "glm4")])
+@pytest.mark.full
+@pytest.mark.parametrize("name", LAYERS)
 def test_a_layer_has_no_symbolic_size(name: str, options: BuildOptions) -> None:
     graphs = static(LAYERS[name], LENGTH)
     params = samples(trace(LAYERS[name]), seed=0).params

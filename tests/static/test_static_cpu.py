@@ -28,7 +28,7 @@ from graphdsl.runtime.static import StaticSession
 
 TINY = {"vocab_size": 99, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1,
         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
-        "pad_token_id": 0, "eos_token_id": None}
+        "pad_token_id": 0, "eos_token_id": 98}
 FULL = pytest.mark.full
 
 
@@ -67,7 +67,7 @@ def test_tokens_equal_those_of_a_dynamic_model(tiny: Tiny, cache: str,
     model = StaticModel(open_model(tiny.path, options), 32, cache)
     for prompt in ([5], [3, 9, 17, 2, 11], list(range(2, 30))):
         new = 33 - len(prompt)
-        sampling = Sampling(new, greedy=True)
+        sampling = Sampling(new, greedy=True, eos=(98,))
         found = collect([prompt], generate(model, [prompt], sampling)).ids
         assert found[0] == tiny.greedy(prompt, new)
     assert not has_dims(model.operator.manifest)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from graphdsl.ir import Dim, Graph, TensorType, Value
     from graphdsl.layer import KVCache, Layer, Model, Param, trace
     from graphdsl.op import kernel, operation
+    from graphdsl.passes.static import static
     from graphdsl.runtime.door import torch_op
     from graphdsl.runtime.operator import Operator
 
@@ -24,7 +25,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Dim", "Graph", "GraphError", "KVCache", "Layer", "Model", "Operator", "Param", "TensorType",
     "ToolError", "Value", "__version__", "build", "kernel", "load", "load_model", "operation",
-    "ops", "reference", "register_torch_class", "torch_op", "trace",
+    "ops", "reference", "register_torch_class", "static", "torch_op", "trace",
 ]
 
 _HOMES = {
@@ -33,6 +34,7 @@ _HOMES = {
     "ir": ("Dim", "Graph", "TensorType", "Value"),
     "layer": ("KVCache", "Layer", "Model", "Param", "trace"),
     "op": ("kernel", "operation"),
+    "passes.static": ("static",),
     "runtime.door": ("torch_op",),
     "runtime.operator": ("Operator",),
 }

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from graphdsl.borders.atb import AtbLayer
     from graphdsl.hf.model import LanguageModel
     from graphdsl.hf.replace import Replaced
+    from graphdsl.runtime.group import Group
     from graphdsl.runtime.operator import Operator
 
 
@@ -31,15 +32,16 @@ Passes = Mapping[str, Mapping[str, str | int]]
 def build(layer_or_graph: Layer | Graph | Callable[..., Any], backend: str = "cpu",
           dtype: str | None = None, out: str | Path | None = None,
           passes: Passes | None = None, soc: str = "", quantize: str | None = None,
-          act: str | None = None) -> Operator:
+          act: str | None = None, tensor_parallel: Any = None) -> Operator:
     """The operator of a Layer, a Model or a traced Graph.
 
     `dtype` (unless given "f32", on ascend "f16") is that of the weights and activations whose
     signature names none; a Graph has its own. `out` is a folder for sources, library and manifest,
     `passes` has the options that `--pass` has, `soc` is the chip ("910b", "310p") of a backend that
     has several. `quantize` ("int8", "int4:128") is how weights of linears and embeddings are
-    stored, `act` ("int8") what activations are rounded to for them. Raises GraphError for what the
-    layer or an option does wrong, ToolError when the compiler fails.
+    stored, `act` ("int8") what activations are rounded to for them. `tensor_parallel` is a process
+    group of torch.distributed: this process builds and runs its rank's part. Raises GraphError for
+    what the layer or an option does wrong, ToolError when the compiler fails.
     """
     from graphdsl.runtime.operator import Operator
 
@@ -47,23 +49,34 @@ def build(layer_or_graph: Layer | Graph | Callable[..., Any], backend: str = "cp
     if isinstance(layer_or_graph, Graph) and dtype and dtype_of(graph) != dtype:
         raise GraphError(f"{graph.name} was traced for {dtype_of(graph)}, so it cannot be built "
                          f"for {dtype}", hint=f'graphdsl.trace(layer, "{dtype}")')
-    options = _options(backend, dtype or dtype_of(graph), Path(out) if out else None, passes,
-                       soc)
+    group = _group(tensor_parallel)
+    options = _options(backend, dtype or dtype_of(graph), Path(out) if out else None,
+                       sharded(passes, group), soc)
     quant = asked(quantize, act, options.dtype)
     if quant is not None:
         graph = quantised(graph, lambda name, kind: quant)
-    return Operator(build_graph(graph, options).path)
+    return Operator(build_graph(graph, options).path, group)
 
 
-def load(path: str | Path) -> Operator:
-    """The operator that was built into this folder, without its weights.
+def load(path: str | Path, tensor_parallel: Any = None) -> Operator:
+    """The operator that was built into this folder, without its weights. `tensor_parallel` is the
+    process group of one that was built for a rank.
 
-    Raises GraphError when the folder holds none, it is damaged, or this machine lacks what it was
-    built for.
+    Raises GraphError when the folder holds none, it is damaged, this machine lacks what it was
+    built for, or it is for another rank.
     """
     from graphdsl.runtime.operator import Operator
 
-    return Operator(Path(path))
+    return Operator(Path(path), _group(tensor_parallel))
+
+
+def _group(process_group: Any) -> Group | None:
+    """This process's rank in a group of torch.distributed; a Group is one already."""
+    from graphdsl.runtime.group import Group
+
+    if process_group is None or isinstance(process_group, Group):
+        return process_group
+    return Group(process_group)
 
 
 def register_torch_class(operator: Operator | AtbLayer, name: str | None = None) -> str:
@@ -88,20 +101,23 @@ def register_torch_class(operator: Operator | AtbLayer, name: str | None = None)
 
 def load_model(path: str | Path, backend: str = "cpu", dtype: str | None = None,
                quantize: str | None = None, passes: Passes | None = None,
-               soc: str = "", act: str | None = None) -> LanguageModel:
+               soc: str = "", act: str | None = None,
+               tensor_parallel: Any = None) -> LanguageModel:
     """A Hugging Face folder, a GGUF file or a packaged model ("smollm2"), built as one operator.
 
     `dtype` (unless given "bf16", on ascend "f16") is that of the weights and activations; `passes`,
     `soc` and `act` are as for `build`; `quantize` too, and may be "file" (what the file has
-    quantised stays so: the default where the backend has quantised weights) or "none". Raises
-    GraphError for what is not a model or an option, ToolError when fetching or compiling fails.
+    quantised stays so: the default where the backend has quantised weights) or "none".
+    `tensor_parallel` is as for `build`. Raises GraphError for what is not a model or an option,
+    ToolError when fetching or compiling fails.
     """
     from graphdsl.hf.model import open_model
 
     chosen = dtype or find_backend(backend, soc).target.model_dtype
-    options = _options(backend, chosen, None, passes, soc)
+    group = _group(tensor_parallel)
+    options = _options(backend, chosen, None, sharded(passes, group), soc)
     check_options(options)
-    return open_model(path, options, quantize=quantize, act=act)
+    return open_model(path, options, quantize=quantize, act=act, group=group)
 
 
 def replace_layers(model: Any, backend: str = "cpu", reserve: int = 1024) -> Replaced:
@@ -117,6 +133,12 @@ def replace_layers(model: Any, backend: str = "cpu", reserve: int = 1024) -> Rep
     from graphdsl.hf.replace import replace_layers as replace
 
     return replace(model, _options(backend, "f32", None), reserve)
+
+
+def sharded(passes: Passes | None, group: Group | None) -> Passes:
+    """The options of passes with those of `shard` for a rank."""
+    own = {} if group is None else {"shard": {"rank": group.rank, "ranks": group.ranks}}
+    return {**(passes or {}), **own}
 
 
 def _options(backend: str, dtype: str, out: Path | None,

@@ -60,11 +60,15 @@ class Target:
     """That of a checkpoint's model where nobody asks for another."""
     why_not: tuple[tuple[str, str], ...] = ()
     """Of dtypes that layers are not built for, the reason."""
+    splits_vocabulary: bool = True
+    """Whether a rank of several has a part of the tables of tokens; else it has them whole."""
     zero_padding: bool = True
     """Attention gives 0 for the rows of padding; else they mean nothing."""
     padded_policies: frozenset[str] = frozenset({"contiguous", "paged", "shift"})
     """Policies of caches into which a step may append fewer tokens for one sequence than for
     another."""
+    takes_static: bool = True
+    """Attention reads keys that are inputs, with a mask that is one: graphs of fixed length."""
     fuses_loops: bool = True
     """Runs of pointwise and row-reduction kernels become generated loops."""
     epilogue_matmuls: int = 2

@@ -172,6 +172,8 @@ class _BodyPlanner:
         for node in reversed(nodes):
             if node.name in IN_PLACE:
                 self._scatter(node)
+            if node.name == "all_reduce":
+                self._sum_in_place(node)
         for node in nodes:
             self.p.dims |= {d for v in node.outputs for s in v.shape for d in terms(s)}
             self._node(node)
@@ -205,6 +207,12 @@ class _BodyPlanner:
         for value, ref in zip(node.inputs, concat_pieces(node, whole), strict=True):
             if self.graph.users[value] == [node] and value.node is not None:
                 self._want(value, ref)
+
+    def _sum_in_place(self, node: Node) -> None:
+        """What a sum over ranks alone reads is written where the sum is to be."""
+        value = node.inputs[0]
+        if self.graph.users[value] == [node] and value.node is not None:
+            self._want(value, self._out(node.outputs[0]))
 
     def _out(self, value: Value) -> Ref:
         """Where `value` is written: a place that is wanted, or a buffer of its own."""

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import importlib
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 
 from graphdsl import __version__
 from graphdsl.commands.arguments import parser
-from graphdsl.commands.session import Progress, Session
+from graphdsl.commands.session import Launch, Progress, Session
 from graphdsl.errors import GraphError, ToolError
 from graphdsl.passes.base import CheckFailed
 
@@ -22,9 +24,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs `graphdsl ARGV` and returns its exit code: 0 done, 1 a check failed, 2 the input is
     wrong, 3 a tool is missing or failed."""
     args = parser(__version__).parse_args(argv)
+    launch = launch_of(os.environ)
+    if getattr(args, "tensor_parallel", 1) == 1 or launch is None or launch.rank == 0:
+        return _run(args, launch)
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):  # rank 0 speaks for all
+        return _run(args, launch)
+
+
+def _run(args: argparse.Namespace, launch: Launch | None) -> int:
     progress = Progress(sys.stdout, sys.stdout.isatty())
     try:
-        session = Session(cache_folder(os.environ), dict(os.environ), progress)
+        session = Session(cache_folder(os.environ), dict(os.environ), progress, launch)
         command = importlib.import_module(f"graphdsl.commands.{args.command}")
         code: int = command.run(args, session)
         sys.stdout.flush()
@@ -58,6 +68,15 @@ def _message(error: Exception) -> str:
     hint = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check the folder"
     return (f"{where}{error.strerror or error}\n  hint: {hint}, or give another one with --out or "
             "GRAPHDSL_CACHE")
+
+
+def launch_of(environment: Mapping[str, str]) -> Launch | None:
+    """What torchrun says of this process; None where it has not started it."""
+    try:
+        return Launch(int(environment["RANK"]), int(environment["WORLD_SIZE"]),
+                      environment["MASTER_ADDR"], int(environment["MASTER_PORT"]))
+    except (KeyError, ValueError):
+        return None
 
 
 def cache_folder(environment: Mapping[str, str]) -> Path:

@@ -9,6 +9,7 @@ from typing import Any
 
 from graphdsl.ir import Dim, Graph, Size, TensorType, Value, constant, scaled, terms
 from graphdsl.layout import BLOCKS
+from graphdsl.ops.collectives import collectives_of
 from graphdsl.paging import PagedRead, paged_reads
 from graphdsl.plan import Plan, Port
 from graphdsl.recipes import recipe_json, source_names
@@ -60,7 +61,12 @@ def manifest_of(plan: Plan, source: Graph, identity: Identity) -> Json:
     bounds, pages = input_bounds(plan.graph), paged_reads(plan.graph)
     bounds |= {read.table: [(-1, BLOCKS)] for read in pages}
     quants = quantised_sources(plan)
-    return {
+    group = group_of(plan.graph)
+    if group:  # a rank looks up ids that are moved to its own rows
+        whole = {v.name: found for v, found in input_bounds(source).items()}
+        bounds |= {v: whole[v.name] for v in plan.graph.inputs
+                   if v not in bounds and v.name in whole}
+    made = {
         "format": FORMAT,
         "name": source.name,
         "backend": identity.backend,
@@ -78,6 +84,13 @@ def manifest_of(plan: Plan, source: Graph, identity: Identity) -> Json:
                     for i, p in enumerate(by_kind.get("output", []))],
         "workspace_bytes": list(plan.workspace),
     }
+    return made | ({"group": group} if group else {})
+
+
+def group_of(graph: Graph) -> Json:
+    """The rank that a graph is for and how many there are; empty where it is for one process."""
+    found = next(iter(collectives_of(graph)), None)
+    return {key: found.attr[key] for key in ("rank", "ranks")} if found else {}
 
 
 def quantised_sources(plan: Plan) -> set[str]:
@@ -160,5 +173,5 @@ def manifest_text(manifest: Json) -> str:
     return json.dumps(manifest, indent=1, sort_keys=True) + "\n"
 
 
-__all__ = ["FORMAT", "Identity", "input_bounds", "manifest_of", "manifest_text",
+__all__ = ["FORMAT", "Identity", "group_of", "input_bounds", "manifest_of", "manifest_text",
            "quantised_sources", "size_json", "type_json"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import import_module
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
@@ -91,6 +93,58 @@ def transposed_inputs(recipe: Json) -> set[str]:
     """The params that a recipe transposes first."""
     return {step["inputs"][0] for step in recipe["steps"]
             if step["op"].endswith(":transpose") and isinstance(step["inputs"][0], str)}
+
+
+@dataclass(frozen=True)
+class Part:
+    """Of a weight, `size` elements along `axis` from `start` on."""
+
+    name: str
+    axis: int
+    start: int
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.name}[axis {self.axis}: {self.start} to {self.start + self.size}]"
+
+
+def parts_of(recipe: Json) -> dict[str, Part] | None:
+    """The slices of weights that a recipe reads, by their text; None where it reads a weight in
+    another way too."""
+    slices = _slices(recipe)
+    reads = sum(isinstance(x, str) for step in recipe["steps"] for x in step["inputs"])
+    whole = isinstance(recipe["result"], str) or reads != len(slices)
+    return None if whole or not slices else {str(part): part for part in slices.values()}
+
+
+def of_parts(recipe: Json) -> Json:
+    """A recipe of slices, for the slices by their text in place of the weights."""
+    steps = list(recipe["steps"])
+    for (reader, sliced), part in _slices(recipe).items():
+        steps[reader] = {**steps[reader], "inputs": [str(part)]}
+        steps[sliced] = {**steps[sliced], "attrs": {**steps[sliced]["attrs"], "start": 0}}
+    return {**recipe, "steps": steps}
+
+
+def _slices(recipe: Json) -> dict[tuple[int, int], Part]:
+    """The slices of weights: the step that reads the weight, which may transpose it for that one
+    slice, and the step of the slice."""
+    steps = recipe["steps"]
+    readers = Counter(x[0] for step in steps for x in step["inputs"] if not isinstance(x, str))
+    found = {}
+    for index, step in enumerate(steps):
+        if not step["op"].endswith(":slice") or step["attrs"]["axis"] < 0:
+            continue
+        given, axis, reader = step["inputs"][0], step["attrs"]["axis"], index
+        if not isinstance(given, str) and readers[given[0]] == 1:
+            reader = given[0]
+            is_turned = steps[reader]["op"].endswith(":transpose")
+            axis = steps[reader]["attrs"]["order"][axis] if is_turned else axis
+            given = steps[reader]["inputs"][0] if is_turned else given
+        if isinstance(given, str):
+            part = Part(given, axis, step["attrs"]["start"], step["attrs"]["size"])
+            found[reader, index] = part
+    return found
 
 
 def recipe_inputs(recipe: Json) -> set[str]:

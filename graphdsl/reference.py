@@ -35,12 +35,21 @@ def run(graph: Graph, inputs: Mapping[str, Tensor] | Sequence[Tensor],
     says is floating is computed in f64. Raises GraphError when a tensor is missing or its shape
     does not fit.
     """
+    env, dims = bound(graph, inputs, params, state or {}, exact=exact)
+    return _run(graph, env, dims, exact)
+
+
+def bound(graph: Graph, inputs: Mapping[str, Tensor] | Sequence[Tensor],
+          params: Mapping[str, Tensor], state: Mapping[str, Tensor], *, exact: bool = False,
+          ) -> tuple[dict[Value, Tensor], dict[str, int]]:
+    """What a run begins with: the tensor of every leaf, and the sizes that they bind. Raises
+    GraphError as `run` does."""
     if not isinstance(inputs, Mapping):
         if len(inputs) != len(graph.inputs):
             raise GraphError(f"{graph.name}: {len(inputs)} inputs given, {len(graph.inputs)} "
                              f"wanted: {', '.join(v.name for v in graph.inputs)}")
         inputs = dict(zip((v.name for v in graph.inputs), inputs, strict=True))
-    given = {**inputs, **(state or {}), **params}
+    given = {**inputs, **state, **params}
     env: dict[Value, Tensor] = {}
     dims: dict[str, int] = {}
     for leaf in graph.leaves:
@@ -51,7 +60,7 @@ def run(graph: Graph, inputs: Mapping[str, Tensor] | Sequence[Tensor],
         bind_dims(leaf, tuple(tensor.shape), dims)
     for leaf in graph.inputs:
         _bind_step_dims(graph, leaf, env[leaf], dims)
-    return _run(graph, env, dims, exact)
+    return env, dims
 
 
 def bind_dims(leaf: Value, shape: tuple[int, ...], dims: dict[str, int]) -> None:

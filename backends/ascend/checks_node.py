@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from graphdsl.errors import GraphError
 
 from . import checks_attention as attention
+from . import checks_collectives as collectives
 from . import checks_ops as ops
 from .atb import DataType, Node, Tensor
 from .checks_call import Call, described
@@ -21,6 +22,7 @@ RULES: Mapping[str, Rule] = {
     "Rope": ops.rope, "Elewise": ops.elewise, "Activation": ops.activation,
     "Split": ops.split, "Concat": ops.concat, "Transpose": ops.transpose,
     "Softmax": ops.softmax, "Gather": ops.gather,
+    "AllReduce": collectives.all_reduce, "LinearParallel": collectives.linear_parallel,
     "SelfAttention": attention.self_attention, "PagedAttention": attention.paged_attention,
     "ReshapeAndCache": attention.reshape_and_cache, "KvCache": attention.kv_cache,
 }

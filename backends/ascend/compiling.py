@@ -21,6 +21,15 @@ FLAGS = ("-std=c++17", "-O1", "-fPIC", "-Wall", "-Wextra", "-Werror")
 RUNNER = "runner.o"
 GENERATED = "all-generated.cpp"
 """No name of a Layer, whose own file it would take the place of."""
+EXCHANGER = """
+#include "runner/abi.h"
+extern "C" void atb_emulation_set_exchanger(gdsl_exchanger exchanger, void* context);
+int gdsl_plan_exchanger(gdsl_plan*, gdsl_exchanger exchanger, void* context) {
+  atb_emulation_set_exchanger(exchanger, context);
+  return 0;
+}
+"""
+"""The emulation reaches other ranks as the process says; with CANN ATB has a communicator."""
 
 
 def compile_library(build: Path, manifest: str, library: Path, environment: Mapping[str, str],
@@ -84,6 +93,8 @@ def manifest_source(manifest: str, *, emulated: bool) -> str:
     soc = ('extern "C" void atb_emulation_set_soc(const char* name);\n'
            "[[maybe_unused]] static const bool chosen = "
            f"(atb_emulation_set_soc({json.dumps(name)}), true);\n") if name else ""
+    if emulated and "group" in json.loads(manifest):
+        soc += EXCHANGER
     # Without the declaration, a const array would be of this file alone.
     return f'extern "C" const char gdsl_manifest_text[];\n{text}{soc if emulated else log}'
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from graphdsl.errors import GraphError
 from graphdsl.ir import Graph, Node, Value
 from graphdsl.ops.attention import attention
+from graphdsl.ops.collectives import all_reduce
 from graphdsl.ops.kv import kv_append
 from graphdsl.ops.position import rope
 from graphdsl.passes.repeat import REPEAT, operands_of
@@ -28,6 +29,7 @@ from .lowering_graph import (
     weight,
 )
 from .lowering_math import GATHER, RULES, index_of
+from .lowering_parallel import joined_linears, lower_all_reduce, lower_linear_parallel
 from .lowering_parts import Part, live_nodes, parts_of
 
 HINTS = {
@@ -109,8 +111,9 @@ def lower_nodes(b: Builder, nodes: Sequence[Node], wides: Wides) -> None:
     """ATB's operations for nodes in the order in which they run."""
     _check_known(nodes)
     pairs = pairs_of(nodes)
+    joined = joined_linears(nodes, b.setting.soc)
     for node in nodes:
-        if node in pairs.waiting:
+        if node in pairs.waiting or node in joined.values():
             continue
         if node.op is rope:
             angles = [wides[b.resolve(v), node.attr["interleaved"]].value for v in node.inputs[1:]]
@@ -119,13 +122,17 @@ def lower_nodes(b: Builder, nodes: Sequence[Node], wides: Wides) -> None:
             lower_append(b, *_pair(node, pairs.appends))
         elif node.op is attention:
             lower_attention(b, node)
+        elif node in joined:
+            lower_linear_parallel(b, node, joined[node])
+        elif node.op is all_reduce:
+            lower_all_reduce(b, node)
         else:
             RULES[node.name](b, node)
 
 
 def _check_known(nodes: Sequence[Node]) -> None:
     """Raises GraphError for a node that ATB has not, rather for one that tells the user most."""
-    unknown = [n for n in nodes if n.op not in (rope, kv_append, attention)
+    unknown = [n for n in nodes if n.op not in (rope, kv_append, attention, all_reduce)
                and n.name not in RULES]
     if unknown:
         node = next((n for n in unknown if n.name in HINTS), unknown[0])

@@ -48,6 +48,7 @@ COLUMNS = 100
 EXPLICIT: Mapping[str, tuple[tuple[str, str], ...]] = {
     "Linear": (("transposeA", "false"), ("transposeB", "true"), ("hasBias", "false"),
                ("outDataType", UNDEFINED), ("enAccum", "false")),
+    "LinearParallel": (("hasResidual", "false"),),
     "Rope": (("cosFormat", "0"),),
     "SelfAttention": (("isTriuMask", "0"), ("windowSize", "0"), ("outDataType", UNDEFINED)),
     "PagedAttention": (("outDataType", UNDEFINED),),

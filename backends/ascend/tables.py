@@ -125,6 +125,8 @@ Concat | x:T y:T -> z:T | f16 bf16
 Transpose | x:T -> y:T | f16 bf16 int8 i32
 Softmax | x:T -> y:T | f16 f32 bf16
 Gather | table:T indices:i32 -> y:T | f16 bf16 f32 i32
+AllReduce | x:T -> y:T | f16 bf16 f32
+LinearParallel | x:T w:T -> y:T | f16 bf16 | 910b
 """
 
 ROWS: tuple[Row, ...] = tuple(map(_row, _TABLE.replace("\\\n", "").strip().splitlines()))
@@ -168,6 +170,8 @@ FIELDS: Mapping[str, Mapping[str, Field]] = {
     "Transpose": {"perm": ()},
     "Softmax": {"axes": ()},
     "Gather": {"axis": 0, "batchDims": 0},
+    "AllReduce": {"rank": 0, "rankSize": 0},
+    "LinearParallel": {"transWeight": True, "rank": 0, "rankSize": 0, "hasResidual": False},
 }
 """The fields of an operation's param and their defaults in ATB."""
 
@@ -205,6 +209,8 @@ EXPLICIT: Mapping[str, tuple[str, ...]] = {
     "Concat": ("concatDim",),
     "Transpose": ("perm",),
     "Softmax": ("axes",),
+    "AllReduce": ("rank", "rankSize"),
+    "LinearParallel": ("transWeight", "rank", "rankSize"),
 }
 """Fields whose default surprises, or says that nothing was chosen: they have to be set."""
 

@@ -42,8 +42,8 @@ def target(soc: str = "910b") -> Target:
                   model_dtype="f16",
                   why_not=(("f32", "ATB's RmsNorm, Rope, attention and MUL take f16 and bf16 only"),
                            ("bf16", "a 310p has none")),
-                  zero_padding=False, padded_policies=frozenset({"paged"}),
-                  fuses_loops=False, epilogue_matmuls=0,
+                  takes_static=False, zero_padding=False, padded_policies=frozenset({"paged"}),
+                  fuses_loops=False, epilogue_matmuls=0, splits_vocabulary=False,
                   passes=(AngleTable(), WeightFormat("nz" if soc == "310p" else "nd")))
 
 

@@ -19,6 +19,7 @@ from graphdsl.compiler import Tools
 from graphdsl.expr import Poly, c_name, product
 from graphdsl.ir import FLOATS, POLICIES, Node, Value
 from graphdsl.manifest import Json
+from graphdsl.ops.collectives import collectives_of
 from graphdsl.passes.memory import ordered
 from graphdsl.passes.pipeline import Lowered
 from graphdsl.placement import report
@@ -226,7 +227,8 @@ class CPU:
             weights=[_weight_view(p.value, p.packed) for p in plan.ports if p.kind == "param"],
             manifest=[json.dumps(line) for line in manifest.splitlines(keepends=True)],
             pointers=len(plan.ports), timed=self.timed,
-            quantised=any(p.value.type.quant for p in plan.ports))
+            quantised=any(p.value.type.quant for p in plan.ports),
+            exchanges=bool(collectives_of(plan.graph)))
         headers = {f"src/kernels/{p.name}": p.read_text()
                    for p in sorted((HERE / "kernels").glob("*.hpp"))}
         return {f"src/{name}.cpp": text, "src/kernels/abi.h": abi_text(), **headers}

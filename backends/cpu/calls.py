@@ -368,11 +368,23 @@ def _arange(call: Call, scratch: str) -> list[str]:
             f"    {address(out)}[i] = {CTYPES[out.dtype]}(i);", "}"]
 
 
+def _all_reduce(call: Call, scratch: str) -> list[str]:
+    x, out = call.inputs[0], call.outputs[0]
+    return [f"all_reduce(team, *d.exchange, {address(x)}, {address(out)}, {_count(x.shape)});"]
+
+
+def _all_gather(call: Call, scratch: str) -> list[str]:
+    x, out = call.inputs[0], call.outputs[0]
+    axis = call.node.attr["axis"] % len(x.shape)
+    return [f"all_gather(team, *d.exchange, {address(x)}, {address(out)}, "
+            f"{_count(x.shape[:axis])}, {_count(x.shape[axis:])});"]
+
+
 KERNELS: dict[str, Callable[[Call, str], list[str]]] = {
     "copy": _copy, "arange": _arange, "embedding": _embedding, "matmul": _batched,
     "matmul_nt": _batched, "expert_linear": _expert_linear, "attention": attention_call,
     "attention_epilogue": attention_epilogue_call,
     "kv_append": _kv_append, "rope_append": _rope_append, "norm_rope_append": _norm_rope_append,
-    "relayout": _relayout,
+    "relayout": _relayout, "all_reduce": _all_reduce, "all_gather": _all_gather,
     "take_rows": _take_rows, "gather": _gather, "argmax": _argmax, "topk": _topk,
 }

@@ -93,11 +93,19 @@ def _generate(command: argparse.ArgumentParser) -> None:
     prompt.add_argument("--prompt", metavar="TEXT")
     prompt.add_argument("--prompt-ids", type=_ids, metavar='"1 2 3"', help="token ids as they are")
     prompt.add_argument("--prompts", type=Path, metavar="FILE",
-                        help="a file with one prompt a line, run as one batch")
+                        help="a file with one prompt a line, run together")
     _backend(command)
     _dtype(command, "bf16")
     _quantize(command)
     _passes(command)
+    command.add_argument("--tensor-parallel", type=positive, default=1, metavar="N",
+                         help="split the model over N processes that torchrun has started")
+    command.add_argument("--max-batch", type=positive, metavar="N",
+                         help="the most texts that are decoded together (default 16)")
+    command.add_argument("--blocks", type=positive, metavar="N",
+                         help="KV blocks that they share (default: as many as they may need)")
+    command.add_argument("--beams", type=positive, default=1, metavar="N",
+                         help="the likeliest text by beam search over N")
     command.add_argument("--max-new-tokens", type=natural, default=128, metavar="N")
     command.add_argument("--greedy", action="store_true", help="always the most likely token")
     command.add_argument("--seed", type=natural, metavar="N")
@@ -173,18 +181,32 @@ def _quantize(command: argparse.ArgumentParser) -> None:
 
 
 class _Passes(argparse.Action):
-    """Options of passes, by pass; what is given later for the same pass is added."""
+    """Options of passes, by pass; what is given later for the same pass is added. Those of
+    `static`, which comes before the pipeline, are kept apart."""
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace,
                  values: Any, option_string: str | None = None) -> None:
         name, options = values
         known = getattr(namespace, self.dest)
-        setattr(namespace, self.dest, {**known, name: {**known.get(name, {}), **options}})
+        if name == "static":
+            namespace.static = {**namespace.static, **options}
+        else:
+            setattr(namespace, self.dest, {**known, name: {**known.get(name, {}), **options}})
+
+
+class _Length(argparse.Action):
+    """`--static 256` for `--pass static:length=256`."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace,
+                 values: Any, option_string: str | None = None) -> None:
+        namespace.static = {**namespace.static, "length": str(values)}
 
 
 def _passes(command: argparse.ArgumentParser) -> None:
     command.add_argument("--pass", type=_pass, action=_Passes, default={}, dest="passes",
                          metavar="NAME:key=value,...", help="options of a pass")
+    command.add_argument("--static", type=positive, action=_Length, default={}, metavar="LENGTH",
+                         help="graphs of this fixed length, for a prompt and for one token")
 
 
 def _lengths(command: argparse.ArgumentParser) -> None:

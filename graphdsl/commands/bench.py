@@ -61,6 +61,9 @@ def _check_options(args: argparse.Namespace) -> None:
     for option, given in (("--plot", args.plot), ("--fresh", args.fresh)):
         if given:
             raise GraphError(f"{option} is a part of --roofline", hint="add --roofline")
+    if args.vs and args.static:
+        raise GraphError("--vs: peer(config) of a file takes neither masks nor padding, and "
+                         "--static does", hint="leave one of them out")
 
 
 def _peers(trial: Trial, args: argparse.Namespace) -> dict[str, Call]:

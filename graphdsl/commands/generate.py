@@ -6,34 +6,54 @@ import argparse
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphdsl.backend import find_backend
 from graphdsl.builder import BuildOptions, check_options
+from graphdsl.commands.batch import run_engine, say_texts, wants_engine
+from graphdsl.commands.parallel import check_launch, joined, passes_of
 from graphdsl.commands.session import Session, check_folder, say
 from graphdsl.errors import GraphError
-from graphdsl.hf.generate import Completion, Step, collect, generate
+from graphdsl.hf.generate import Step, StepModel, collect, generate
 from graphdsl.hf.sampling import Sampling
+from graphdsl.hf.static import StaticModel
 from graphdsl.hf.stream import TextStream
 from graphdsl.hf.tokenizer import encode_prompt
 from graphdsl.lazy import torch
+from graphdsl.passes.static import static_parts
 from graphdsl.quant import Quant
 
 if TYPE_CHECKING:
     from graphdsl.hf.model import LanguageModel
+    from graphdsl.runtime.group import Group
 
 
 def run(args: argparse.Namespace, session: Session) -> int:
     """Prints the text of every prompt, then the speed, then with --ids the new ids."""
+    launch = session.launch if args.tensor_parallel > 1 else None
+    check_launch(args.tensor_parallel, launch)
+    with joined(launch) as group:
+        return _run(args, session, group)
+
+
+def _run(args: argparse.Namespace, session: Session, group: Group | None) -> int:
     texts = _texts(args)
     backend = find_backend(args.backend, args.soc)
     options = session.options(args, args.dtype or backend.target.model_dtype)
+    options = replace(options, passes=passes_of(options.passes, group))
     check_options(options)
+    static = static_parts(args.static, backend.target)
+    if static and group is not None:
+        raise GraphError("--static and --tensor-parallel are both given",
+                         hint="a model of fixed length runs in one process")
+    engine = wants_engine(args, options, backend.target)
     check_folder("GRAPHDSL_CACHE", session.cache)
     Sampling(**_choices(args))
-    model = _open(args, session, options)
+    opened = _open(args, session, options, group)
+    opened = opened.paged if engine else opened
+    model = StaticModel(opened, static[0].length, static[0].cache) if static else opened
     # Ids in and ids out need no tokenizer, so a model without one will do.
     has_text = not (args.prompt_ids is not None and args.ids)
     tokenizer: Any = model.tokenizer if has_text or args.stop else None
@@ -42,19 +62,41 @@ def run(args: argparse.Namespace, session: Session) -> int:
     else:
         prompts = [list(args.prompt_ids)]
     sampling = Sampling(**_choices(args), eos=model.checkpoint.settings.eos)
+    _build(model, session)
+    seed = args.seed
+    if group is not None:  # every rank draws the same tokens
+        group.ready()
+        seed = group.agreed(torch.seed() % (1 << 31) if seed is None else seed)
+    if engine:
+        found = run_engine(args, opened, prompts, sampling, seed, tokenizer, has_text)
+    else:
+        found = _run_batch(model, prompts, sampling, seed, tokenizer, has_text)
+    for ids in found if args.ids else ():
+        say(" ".join(map(str, ids)))
+    return 0
+
+
+def _build(model: LanguageModel | StaticModel, session: Session) -> None:
+    """Builds before the clock of the first step runs; says how weights are quantised."""
     session.progress.begin("build")
-    weights = model.operator.manifest["weights"]  # built before the clock of the first step runs
+    weights = model.operator.manifest["weights"]
     session.progress.clear()
     formats = Counter(str(Quant(**w["quant"])) for w in weights if "quant" in w)
     if formats:
         session.progress.done("weights", ", ".join(f"{n} {quant}" for quant, n in formats.items()))
-    generator = None if args.seed is None else torch.Generator().manual_seed(args.seed)
+
+
+def _run_batch(model: StepModel, prompts: Sequence[Sequence[int]], sampling: Sampling,
+               seed: int | None, tokenizer: Any, has_text: bool) -> list[tuple[int, ...]]:
+    """All prompts as one batch: prints their texts and the speed, and gives their new ids."""
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
     steps = generate(model, prompts, sampling, generator=generator, tokenizer=tokenizer)
     if has_text and len(prompts) == 1:
         steps = _Shown(TextStream(tokenizer, sampling.stop_strings)).through(steps)
     completion = collect(prompts, steps)
-    _report(args, completion, prompts, tokenizer if has_text else None)
-    return 0
+    say_texts(completion.ids, tokenizer if has_text else None)
+    say(completion.speed.summary())
+    return list(completion.ids)
 
 
 def _texts(args: argparse.Namespace) -> list[str]:
@@ -84,11 +126,13 @@ def _choices(args: argparse.Namespace) -> dict[str, Any]:
             "repetition_penalty": args.repetition_penalty}
 
 
-def _open(args: argparse.Namespace, session: Session, options: BuildOptions) -> LanguageModel:
+def _open(args: argparse.Namespace, session: Session, options: BuildOptions,
+          group: Group | None) -> LanguageModel:
     from graphdsl.hf.model import open_model
 
     session.progress.begin("model")
-    model = open_model(_name(args.model), options, quantize=args.quantize, act=args.act)
+    model = open_model(_name(args.model), options, quantize=args.quantize, act=args.act,
+                       group=group)
     session.progress.done("model", f"{model.checkpoint.path.name}, "
                                    f"{model.checkpoint.settings.layers} layers, {options.dtype}")
     return model
@@ -115,14 +159,3 @@ class _Shown:
         if text:
             sys.stdout.write(text)
             sys.stdout.flush()
-
-
-def _report(args: argparse.Namespace, completion: Completion, prompts: Sequence[Sequence[int]],
-            tokenizer: Any) -> None:
-    if tokenizer and len(prompts) > 1:
-        for index, ids in enumerate(completion.ids):
-            say(f"[{index + 1}] {tokenizer.decode(list(ids), skip_special_tokens=True)}")
-    say(completion.speed.summary())
-    if args.ids:
-        for ids in completion.ids:
-            say(" ".join(map(str, ids)))

@@ -10,10 +10,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TextIO
 
-from graphdsl.backend import find_backend
+from graphdsl.backend import Target, find_backend
 from graphdsl.builder import BuildOptions, check_options
 from graphdsl.errors import GraphError
 from graphdsl.passes.quantise import check_quants, quantised
+from graphdsl.passes.static import static_parts
 from graphdsl.quant import asked
 from graphdsl.source import Source, load_source
 
@@ -49,12 +50,24 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class Launch:
+    """What torchrun says of this process: its rank, how many there are, and where they meet."""
+
+    rank: int
+    ranks: int
+    address: str
+    port: int
+
+
+@dataclass(frozen=True)
 class Session:
-    """`environment` is that of the process, `cache` the folder of builds and models."""
+    """`environment` is that of the process, `cache` the folder of builds and models, `launch` what
+    torchrun says, where it has started this process."""
 
     cache: Path
     environment: Mapping[str, str] = field(repr=False)
     progress: Progress
+    launch: Launch | None = None
 
     def options(self, args: argparse.Namespace, dtype: str) -> BuildOptions:
         """The build that the arguments ask for."""
@@ -62,9 +75,19 @@ class Session:
                             dtype=dtype, passes=dict(args.passes), environment=self.environment)
 
     def source(self, args: argparse.Namespace) -> Source:
-        """The file that the arguments name, traced. Raises GraphError for a backend, dtype or pass
-        that is not there, before the file is run."""
+        """The file that the arguments name, traced; with --static one part of it. Raises GraphError
+        for a backend, dtype or pass that is not there, before the file is run."""
+        return self.sources(args)[0]
+
+    def sources(self, args: argparse.Namespace) -> tuple[Source, ...]:
+        """As `source`; with --static all parts that are asked for."""
         target = find_backend(args.backend, args.soc).target
+        parts = static_parts(args.static, target)
+        source = self._traced(args, target)
+        return tuple(replace(source, graph=part.run(source.graph, target).graph)
+                     for part in parts) or (source,)
+
+    def _traced(self, args: argparse.Namespace, target: Target) -> Source:
         usual = target.layer_dtype
         check_options(self.options(args, args.dtype or usual))
         if args.quantize:

@@ -13,7 +13,12 @@ from graphdsl.hf.family import Settings
 from graphdsl.hf.fields import Fields, read_json
 from graphdsl.hf.gguf_weights import open_gguf
 from graphdsl.hf.packed_weights import PackedWeights, read_packing
-from graphdsl.hf.safetensors_weights import PICKLES, open_safetensors, refuse_pickle
+from graphdsl.hf.safetensors_weights import (
+    PICKLES,
+    SafetensorsWeights,
+    open_safetensors,
+    refuse_pickle,
+)
 from graphdsl.lazy import torch
 from graphdsl.quant import Quant, Quantised
 
@@ -69,6 +74,14 @@ class Checkpoint:
         for index, part in enumerate(names):
             stacked[index] = self.tensor(part)
         return stacked
+
+    def part(self, name: str, axis: int, start: int, size: int) -> torch.Tensor:
+        """`size` elements along `axis` from `start` on of the Model's param of this name. Floats
+        from safetensors are read in parts; of others the whole weight is read and a copy made."""
+        stored = self.settings.family.names[name]
+        if isinstance(stored, str) and isinstance(self.source, SafetensorsWeights):
+            return self.source.read_part(stored, axis, start, size)
+        return self.param(name).narrow(axis, start, size).clone()
 
     def quant(self, name: str) -> Quant | None:
         """The format in which the file has the Model's param of this name; None for floats."""

@@ -22,14 +22,18 @@ class Session(Protocol):
         ...
 
 
-class StepModel(Protocol):
-    """A model that generate can drive."""
+class Vocabulary(Protocol):
+    """What prompts are checked against: ids below `vocab`, at most `max_positions` of them."""
 
     @property
     def vocab(self) -> int: ...
 
     @property
     def max_positions(self) -> int: ...
+
+
+class StepModel(Vocabulary, Protocol):
+    """A model that generate can drive."""
 
     def start(self, batch: int, capacity: int) -> Session:
         """A session with an empty cache for `batch` rows of at most `capacity` positions."""
@@ -94,17 +98,16 @@ def generate(
     Raises GraphError, at once and not at the first step, for no prompt, an empty one, one that
     leaves no position, and ids that the model has not.
     """
-    _check(model, prompts, sampling)
+    check_prompts(model, prompts, sampling)
     longest = max(len(prompt) for prompt in prompts)
-    # The last new token is never given back to the model, so it needs no position.
-    budget = min(sampling.max_new_tokens, model.max_positions - longest + 1)
+    budget = budget_of(model, longest, sampling)
     criteria = stopping_criteria(sampling, longest + budget, tokenizer)
     ids, positions = _left_pad(prompts, longest, sampling.padding)
     processors = logits_processors(sampling, longest, (positions < 0).sum(1))
     if budget == 0:
         return iter(())
     session = model.start(len(prompts), longest + budget - 1)
-    chooser = _Chooser(processors, sampling.greedy, generator)
+    chooser = Chooser(processors, sampling.greedy, generator)
     return _steps(session, ids, positions, chooser, criteria, sampling.padding)
 
 
@@ -128,18 +131,16 @@ def collect(prompts: Sequence[Sequence[int]], steps: Iterable[Step]) -> Completi
 
 
 @dataclass(frozen=True)
-class _Chooser:
+class Chooser:
+    """Takes the likeliest ids, or draws them with the generator."""
+
     processors: Any
     greedy: bool
     generator: torch.Generator | None
 
     def next_ids(self, ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         """ids: i64 [batch, so far]; logits: f32 [batch, vocab]; returns i64 [batch]."""
-        if torch.isnan(logits).any():
-            raise GraphError(
-                "the model's logits are not numbers (NaN)",
-                hint="the weights may be damaged, or too large for the dtype: try --dtype f32",
-            )
+        check_numbers(logits)
         # Processors may write into what they are given, which is the session's.
         scores: torch.Tensor = self.processors(ids, logits.to(torch.float32, copy=True))
         if self.greedy:
@@ -152,7 +153,7 @@ def _steps(
     session: Session,
     ids: torch.Tensor,
     positions: torch.Tensor,
-    chooser: _Chooser,
+    chooser: Chooser,
     criteria: dict[str, Any],
     padding: int,
 ) -> Iterator[Step]:
@@ -167,14 +168,17 @@ def _steps(
         fresh = tuple(not reason for reason in ended)
         chosen = torch.where(torch.tensor(fresh), chosen, padding)
         ids = torch.cat([ids, chosen[:, None]], 1)
-        ended = _ended(ended, criteria, ids)
+        ended = ended_rows(ended, criteria, ids)
         given, positions = chosen[:, None], positions[:, -1:] + 1
         seconds = time.perf_counter() - begin
         yield Step(tuple(chosen.tolist()), fresh, ended, seconds)
 
 
-def _ended(before: tuple[str, ...], criteria: dict[str, Any], ids: torch.Tensor) -> tuple[str, ...]:
-    """Why each row has ended: what was known before, or the first criterion that holds now."""
+def ended_rows(
+    before: tuple[str, ...], criteria: dict[str, Any], ids: torch.Tensor
+) -> tuple[str, ...]:
+    """Why each row of ids [batch, so far] has ended: what was known before, or the first criterion
+    that holds now."""
     now = {reason: criterion(ids, None).tolist() for reason, criterion in criteria.items()}
     return tuple(
         known or next((reason for reason, rows in now.items() if rows[row]), "")
@@ -182,7 +186,24 @@ def _ended(before: tuple[str, ...], criteria: dict[str, Any], ids: torch.Tensor)
     )
 
 
-def _check(model: StepModel, prompts: Sequence[Sequence[int]], sampling: Sampling) -> None:
+def check_numbers(logits: torch.Tensor) -> None:
+    """Raises GraphError for NaN."""
+    if torch.isnan(logits).any():
+        raise GraphError(
+            "the model's logits are not numbers (NaN)",
+            hint="the weights may be damaged, or too large for the dtype: try --dtype f32",
+        )
+
+
+def budget_of(model: Vocabulary, longest: int, sampling: Sampling) -> int:
+    """How many new tokens a prompt of this length may get. The last one is never given back to the
+    model, so it needs no position."""
+    return min(sampling.max_new_tokens, model.max_positions - longest + 1)
+
+
+def check_prompts(model: Vocabulary, prompts: Sequence[Sequence[int]], sampling: Sampling) -> None:
+    """Raises GraphError for no prompt, an empty one, one that leaves no position, and ids that the
+    model has not."""
     if not prompts:
         raise GraphError("no prompt was given; wanted: at least one")
     sampling.check_ids(model.vocab)

@@ -16,11 +16,15 @@ from graphdsl.hf.fetch import resolve_model
 from graphdsl.hf.generate import Completion, Session, collect, generate
 from graphdsl.hf.sampling import Sampling
 from graphdsl.hf.tokenizer import load_tokenizer
+from graphdsl.ir import Graph
 from graphdsl.layer import trace
 from graphdsl.lazy import torch
 from graphdsl.passes.quantise import check_quants, quantised
 from graphdsl.quant import NONE, OWN, Quant, Quantised, act_of, asked
+from graphdsl.runtime.group import Group
 from graphdsl.runtime.operator import Operator, State
+from graphdsl.serve.engine import CHUNK, MAX_BATCH, Engine
+from graphdsl.serve.pool import OperatorPool
 
 
 class CheckpointWeights(Mapping[str, "torch.Tensor | Quantised"]):
@@ -37,6 +41,10 @@ class CheckpointWeights(Mapping[str, "torch.Tensor | Quantised"]):
             return self._checkpoint.quantised(name)
         return self._checkpoint.param(name)
 
+    def part(self, name: str, axis: int, start: int, size: int) -> torch.Tensor:
+        """A part of a weight, which alone is read where the file's format allows it."""
+        return self._checkpoint.part(name, axis, start, size)
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
 
@@ -44,6 +52,8 @@ class CheckpointWeights(Mapping[str, "torch.Tensor | Quantised"]):
         return len(self._names)
 
 
+USUAL = 1024
+"""The tokens of a text for which an engine has blocks unless told otherwise."""
 TABLES = ("embed", "head")
 """The params of a Decoder that hold a row for every token."""
 
@@ -108,6 +118,8 @@ class LanguageModel:
     config: Any
     options: BuildOptions
     choice: Choice = PLAIN
+    group: Group | None = None
+    """This process's rank, where it has a part of the model."""
 
     def __repr__(self) -> str:
         return (f"LanguageModel({self.checkpoint.path.name!r}, backend={self.options.backend!r}, "
@@ -127,9 +139,19 @@ class LanguageModel:
         return self._built(self.config)
 
     def _built(self, config: Any) -> Operator:
+        return self.bind(self.opened(self.graph(config)))
+
+    def graph(self, config: Any) -> Graph:
+        """That of the model with a config of its family, its weights quantised as was chosen."""
         graph = trace(self.checkpoint.settings.family.model(config), self.options.dtype)
-        graph = quantised(graph, lambda name, kind: self.choice.of(self.checkpoint, name))
-        operator = Operator(build_graph(graph, self.options).path)
+        return quantised(graph, lambda name, kind: self.choice.of(self.checkpoint, name))
+
+    def opened(self, graph: Graph) -> Operator:
+        """The operator of a graph, without weights."""
+        return Operator(build_graph(graph, self.options).path, self.group)
+
+    def bind(self, operator: Operator) -> Operator:
+        """Gives an operator, whose params are those of the model, the model's weights."""
         kept = {w["name"] for w in operator.manifest["weights"] if "quant" in w}
         return operator.bind(CheckpointWeights(self.checkpoint,
                                                kept if self.choice.own else frozenset()))
@@ -196,10 +218,44 @@ class LanguageModel:
         steps = generate(self, ids, chosen, generator=generator, tokenizer=tokenizer)
         return collect(ids, steps)
 
+    @cached_property
+    def paged(self) -> LanguageModel:
+        """This model with paged KV caches, as an engine needs them; itself where it has them.
+        Raises GraphError for a backend without, or where another policy was asked for."""
+        target = find_backend(self.options.backend, self.options.soc).target
+        chosen = self.options.passes.get("kv_layout", {})
+        policy = chosen.get("policy") or "paged"
+        if policy != "paged":
+            raise GraphError(f"an engine decodes over paged KV caches, but these are {policy}",
+                             hint="--pass kv_layout:policy=paged, or no policy at all")
+        if (chosen.get("policy") or target.kv_policy) == "paged":
+            return self
+        passes = {**self.options.passes, "kv_layout": {**chosen, "policy": policy}}
+        return replace(self, options=replace(self.options, passes=passes))
+
+    def pool(self, blocks: int) -> OperatorPool:
+        """A pool of so many KV blocks. Raises GraphError where the caches are not paged."""
+        return OperatorPool(self.operator, blocks)
+
+    def engine(self, blocks: int | None = None, *, max_batch: int = MAX_BATCH,
+               chunk: int = CHUNK) -> Engine:
+        """An engine that decodes many requests together; greedy unless they say otherwise, and
+        ended by the model's own end-of-text ids. `blocks` is the size of its pool (unless given,
+        what `max_batch` texts of 1024 tokens take).
+
+        Raises GraphError as `paged` and `Engine` do."""
+        model = self.paged
+        if blocks is None:
+            each = -(-min(USUAL, self.max_positions) // max(model.operator.block, 1))
+            blocks = max(max_batch, 1) * each
+        return Engine(model, blocks, max_batch=max_batch, chunk=chunk,
+                      sampling=Sampling(greedy=True, eos=self.checkpoint.settings.eos),
+                      tokenizer=lambda: self.tokenizer)
+
 
 def open_model(name: str | Path, options: BuildOptions,
                notice: Callable[[str], None] = lambda text: None, *, quantize: str | None = None,
-               act: str | None = None) -> LanguageModel:
+               act: str | None = None, group: Group | None = None) -> LanguageModel:
     """The model of a Hugging Face folder, a GGUF file or a packaged model's name.
 
     `quantize` is a format for the weights, "file" (those that the file has quantised stay so, the
@@ -209,4 +265,4 @@ def open_model(name: str | Path, options: BuildOptions,
     choice = Choice.read(quantize, act, options)
     checkpoint = open_checkpoint(resolve_model(str(name), options.cache))
     notice(f"{checkpoint.path.name}: {checkpoint.settings.layers} layers")
-    return LanguageModel(checkpoint, checkpoint.settings.family.config, options, choice)
+    return LanguageModel(checkpoint, checkpoint.settings.family.config, options, choice, group)

@@ -41,6 +41,18 @@ class SafetensorsWeights:
             raise _unreadable(self.folder / file, error) from error
         return weight
 
+    def read_part(self, name: str, axis: int, start: int, size: int) -> torch.Tensor:
+        """`size` elements along `axis` from `start` on of the weight of this name; nothing else of
+        it is read."""
+        file = self.place[name]
+        error_type = need("safetensors").SafetensorError
+        try:
+            whole = self.files[file].get_slice(name)
+            part: torch.Tensor = whole[(*[slice(None)] * axis, slice(start, start + size))]
+        except error_type as error:
+            raise _unreadable(self.folder / file, error) from error
+        return part
+
     def quant(self, name: str) -> Quant | None:
         """None: these are floats."""
         return None

@@ -27,6 +27,7 @@ from graphdsl.passes.quantise import Quantise
 from graphdsl.passes.rewrite import substitute
 from graphdsl.passes.roll import Roll
 from graphdsl.passes.rotate import Rotate
+from graphdsl.passes.shard import Shard
 from graphdsl.passes.verify import Expected, problem_of
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 PIPELINE: tuple[Pass, ...] = (
     CheckDtypes(),    # first: what cannot be built is refused before any work
+    Shard(),          # while weights have their names and Layers their lines; all else follows
     Roll(),           # while Layers are nodes: later their borders are gone
     Rotate(),         # norms are still Operations, and expand fuses what meets here
     Expand(),         # rules need Operations, one meaning each; kernels come after all of them
@@ -98,6 +100,9 @@ def run_pipeline(graph: Graph, target: Target, options: Options | None = None,
     lowered = Lowered(graph)
     check("trace", lowered)
     chosen = configured(passes_for(target) if passes is None else passes, options or {}, target)
+    if verify and any(isinstance(each, Shard) and each.ranks > 1 for each in chosen):
+        raise GraphError("--verify: the graph of one rank alone cannot be compared with the whole",
+                         hint="leave --verify or --pass shard out")
     expected = Expected.of(graph, target.zero_padding) if verify else None
     for each in chosen:
         with _uncollected():
@@ -170,6 +175,10 @@ def configured(passes: tuple[Pass, ...], options: Options, target: Target) -> tu
     and for one that the target does not have."""
     names = [each.name for each in passes]
     for name in options:
+        if name == "static" and name not in names:
+            raise GraphError("static makes two graphs of one, so it comes before a build and is no "
+                             "pass of it", hint="build both graphs of graphdsl.static(layer, "
+                             "length=256)")
         if name not in names:
             raise GraphError(f"no pass {name}", hint=f"passes: {', '.join(names)}")
     chosen = tuple(_with_options(each, options.get(each.name, {}), target) for each in passes)

@@ -35,6 +35,22 @@ int gdsl_plan_destroy(gdsl_plan* plan);
  * its turns, and the nanoseconds at the barrier before it. */
 int64_t gdsl_times(gdsl_plan* plan, const int64_t** times);
 
+/* What a rank gives to the others and gets from them: GDSL_SUM adds up `outer * inner` numbers of
+ * every rank; GDSL_GATHER puts the `inner` numbers of every rank side by side in each of `outer`
+ * rows. An exchanger gives 0 once the target is whole; it may be called from the thread that called
+ * gdsl_step, alone. */
+enum { GDSL_SUM = 0, GDSL_GATHER = 1 };
+enum { GDSL_F32 = 0, GDSL_BF16 = 1, GDSL_F16 = 2 };
+typedef struct gdsl_exchange {
+  int kind, dtype;
+  const void* source;
+  void* target; /* a sum may be made in place: the source itself */
+  int64_t outer, inner;
+} gdsl_exchange;
+typedef int (*gdsl_exchanger)(void* context, const gdsl_exchange* what);
+/* Only in builds for one rank of several: what its collectives call. */
+int gdsl_plan_exchanger(gdsl_plan* plan, gdsl_exchanger exchanger, void* context);
+
 /* A quantised weight [n, k]: int8 values, and f32 scales and offsets [n, k / group] (one a row
  * where the group is 0); offsets are null in a format without. */
 typedef struct gdsl_quantised {

@@ -85,8 +85,9 @@ def schema(operator: Operator) -> str:
 
 
 def _argument_names(operator: Operator) -> list[str]:
-    """The inputs' names, told apart from the two that the schema itself needs."""
-    return [f"{p.name}_" if p.name in ("weights", "state", "self") else p.name
+    """The inputs' names, told apart from the two that the schema itself needs, and without the dots
+    of caches that are inputs."""
+    return [f"{p.name}_" if p.name in ("weights", "state", "self") else p.name.replace(".", "_")
             for p in operator.inputs]
 
 

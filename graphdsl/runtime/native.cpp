@@ -39,6 +39,8 @@ class Library {
     packed_bytes = symbol<decltype(&gdsl_packed_bytes)>("gdsl_packed_bytes");
     pack = symbol<decltype(&gdsl_pack)>("gdsl_pack");
     times = reinterpret_cast<decltype(&gdsl_times)>(dlsym(handle_, "gdsl_times"));
+    plan_exchanger =
+        reinterpret_cast<decltype(&gdsl_plan_exchanger)>(dlsym(handle_, "gdsl_plan_exchanger"));
   }
   // A library stays loaded: its OpenMP threads may outlive the last plan.
   Library(const Library&) = delete;
@@ -59,6 +61,7 @@ class Library {
   decltype(&gdsl_packed_bytes) packed_bytes;
   decltype(&gdsl_pack) pack;
   decltype(&gdsl_times) times;  // null but for builds that measure
+  decltype(&gdsl_plan_exchanger) plan_exchanger;  // null but for builds for one rank of several
 
  private:
   template <class Function>
@@ -245,6 +248,12 @@ class Plan {
     bound_ = true;
   }
 
+  // What the collectives of this rank call: exchange(kind, dtype, source, target, outer, inner).
+  void connect(py::function exchange) {
+    if (!library_->plan_exchanger) throw std::logic_error("this build is for one process");
+    exchange_ = std::move(exchange);
+  }
+
   // Runs on these inputs, states and results; false, and nothing done, where an index is out of
   // range or a page is missing. The caller's other threads go on meanwhile. On a stream the step
   // may still run when this returns; without one (0) it is done.
@@ -288,6 +297,19 @@ class Plan {
 
  private:
   static std::ptrdiff_t signed_size(std::size_t n) { return static_cast<std::ptrdiff_t>(n); }
+  // Called on the thread that called step.  What Python raises is kept until the step is over.
+  static int run_exchange(void* context, const gdsl_exchange* what) {
+    auto* plan = static_cast<Plan*>(context);
+    const py::gil_scoped_acquire acquire;
+    try {
+      plan->exchange_(what->kind, what->dtype, reinterpret_cast<std::uintptr_t>(what->source),
+                      reinterpret_cast<std::uintptr_t>(what->target), what->outer, what->inner);
+      return 0;
+    } catch (py::error_already_set& error) {
+      plan->raised_ = std::make_unique<py::error_already_set>(error);
+      return 1;
+    }
+  }
   static bool in_range(const Range& range, const std::int32_t* numbers) {
     for (std::int64_t i = 0; i < range.count; ++i) {
       if (numbers[i] < range.low || numbers[i] >= range.high) return false;
@@ -296,6 +318,16 @@ class Plan {
   }
   bool run(std::uintptr_t stream) {
     if (!bound_ && params_ > 0) throw std::logic_error("the plan has no params yet");
+    if (!run_released(stream)) return false;
+    if (raised_) {
+      auto raised = std::move(raised_);
+      raised_.reset();
+      raised->restore();
+      throw py::error_already_set();
+    }
+    return true;
+  }
+  bool run_released(std::uintptr_t stream) {
     const py::gil_scoped_release release;
     for (const Range& range : ranges_) {
       if (!in_range(range, reinterpret_cast<const std::int32_t*>(addresses_[range.port]))) {
@@ -307,7 +339,9 @@ class Plan {
     }
     for (std::size_t i = 0; i < given_; ++i) rebind(i, addresses_[i]);
     for (std::size_t i = given_; i < addresses_.size(); ++i) rebind(params_ + i, addresses_[i]);
-    library_->check(library_->step(plan_, pointer(stream)));
+    if (exchange_) library_->check(library_->plan_exchanger(plan_, &Plan::run_exchange, this));
+    const int code = library_->step(plan_, pointer(stream));
+    if (!raised_) library_->check(code);
     return true;
   }
   void rebind(std::size_t index, std::uintptr_t address) {
@@ -320,6 +354,8 @@ class Plan {
   std::vector<Pages> pages_;
   Addresses addresses_;  // of inputs, states and results in a step
   bool bound_ = false;
+  py::object exchange_;
+  std::unique_ptr<py::error_already_set> raised_;
   gdsl_plan* plan_ = nullptr;
 };
 
@@ -363,6 +399,7 @@ PYBIND11_MODULE(_native, m) {
                     std::uintptr_t, std::size_t, std::size_t, std::size_t,
                     const std::vector<RangeTuple>&, const std::vector<PagesTuple>&>())
       .def("bind", &Plan::bind)
+      .def("connect", &Plan::connect)
       .def("step", &Plan::step, py::arg("addresses"), py::arg("stream") = 0)
       .def("step_held", &Plan::step_held)
       .def("times", &Plan::times);

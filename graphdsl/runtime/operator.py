@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from graphdsl.quant import Quantised
+    from graphdsl.runtime.group import Group
 
 _PROCESS = os.getpid()
 """Where this module was loaded: in any other process OpenMP's threads were lost in a fork."""
@@ -43,9 +44,11 @@ call, and for paged ones the block table, which is the caller's own."""
 class Operator:
     """What `graphdsl.load` and `graphdsl.build` give."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, group: Group | None = None) -> None:
         self.path = path
         self.manifest = read_manifest(path)
+        self.group = group
+        _check_group(path, self.manifest.get("group"), group)
         self.name = str(self.manifest["name"])
         self.checksum = library_checksum(path)
         self.library = library_path(path, self.checksum)
@@ -72,7 +75,11 @@ class Operator:
         return f"Operator({self.name!r}, backend={self.manifest['backend']!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Copied and pickled as the folder of its build and its packed weights."""
+        """Copied and pickled as the folder of its build and its packed weights. Raises GraphError
+        for one rank of several, whose group is this process's own."""
+        if self.group is not None:
+            raise GraphError(f"{self.name}: rank {self.group.rank} of {self.group.ranks} cannot be "
+                             "copied", hint="graphdsl.load(path, tensor_parallel=group)")
         return _reopened, (self.path.resolve(), self._weights and self._weights[0])
 
     def bind(self, state_dict: Weights) -> Operator:
@@ -338,6 +345,8 @@ class Operator:
                     -(-workspace.data_ptr() // 64) * 64, len(shapes),
                     len(self.manifest["params"]), len(self.outputs), ranges,
                     [check.sizes(shapes) for check in self.pages])
+        if self.group is not None and "group" in self.manifest and not self._away:
+            plan.connect(self.group.exchange)
         place = {"device": self.device.current()} if self._away else {}
         bound = BoundPlan(plan, key[0], len(state), shapes,
                           [p.dtype for p in (*self.inputs, *self.state)],
@@ -374,15 +383,31 @@ class Operator:
         return own.workspace
 
 
+def _check_group(path: Path, wanted: Mapping[str, int] | None, group: Group | None) -> None:
+    """Raises GraphError where a build is for another rank than this process is."""
+    if wanted is None and (group is None or group.ranks == 1):
+        return
+    if wanted is None:
+        raise GraphError(f"{path} was built for one process", hint="leave tensor_parallel out")
+    built = f"{path} was built for rank {wanted['rank']} of {wanted['ranks']}"
+    if group is None:
+        raise GraphError(f"{built}, and no process group is given",
+                         hint="graphdsl.load(path, tensor_parallel=group)")
+    if (group.rank, group.ranks) != (wanted["rank"], wanted["ranks"]):
+        raise GraphError(f"{built}, and this process is rank {group.rank} of {group.ranks}",
+                         hint="every rank has a build of its own")
+
+
 def _reopened(path: Path, weights: list[Tensor] | None) -> Operator:
     operator = load(path)
     return operator if weights is None else operator.bind_packed(weights)
 
 
-def load(path: str | Path) -> Operator:
-    """The operator that was built into this folder.
+def load(path: str | Path, group: Group | None = None) -> Operator:
+    """The operator that was built into this folder; `group` has this process's rank where it was
+    built for one of several.
 
-    Raises GraphError when the folder holds none, it is damaged, or this machine lacks what it was
-    built for.
+    Raises GraphError when the folder holds none, it is damaged, this machine lacks what it was
+    built for, or it is for another rank.
     """
-    return Operator(Path(path))
+    return Operator(Path(path), group)

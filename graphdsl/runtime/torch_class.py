@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from graphdsl.compiler import Tools
+from graphdsl.errors import GraphError
 from graphdsl.lazy import torch
 from graphdsl.runtime.operator import Operator
 from graphdsl.runtime.ports import Extent, Port
@@ -65,6 +66,10 @@ def register(operator: Operator | TorchLayer, name: str | None = None, *, cache:
         if layer is operator:
             _alias(chosen)
         return chosen
+    if operator.group is not None:
+        raise GraphError(f"{chosen} is rank {operator.group.rank} of {operator.group.ranks}: "
+                         "an Operation of torch.classes runs in one process",
+                         hint="call the operator itself")
     weights = operator.weights
     load_class(cache, environment)
     numbers, texts = _facts(operator)

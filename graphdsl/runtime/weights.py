@@ -6,14 +6,22 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from graphdsl.errors import GraphError
 from graphdsl.ir import FLOATS
 from graphdsl.lazy import torch, torch_dtype
 from graphdsl.manifest import Json
 from graphdsl.quant import Quant, Quantised, round_to_nearest
-from graphdsl.recipes import recipe_inputs, run_quantised, run_recipe, transposed_inputs
+from graphdsl.recipes import (
+    Part,
+    of_parts,
+    parts_of,
+    recipe_inputs,
+    run_quantised,
+    run_recipe,
+    transposed_inputs,
+)
 from graphdsl.runtime.device import HOST, Device
 from graphdsl.runtime.ports import listed
 
@@ -46,6 +54,13 @@ class Checked:
                 and self.addresses == tuple(map(torch.Tensor.data_ptr, weights)))
 
 
+@runtime_checkable
+class PartReader(Protocol):
+    """A state dict that can read a part of a weight alone."""
+
+    def part(self, name: str, axis: int, start: int, size: int) -> Tensor: ...
+
+
 @dataclass(frozen=True)
 class WeightFormat:
     """What the params of a library look like, packed and not."""
@@ -59,7 +74,8 @@ class WeightFormat:
         """The params of the library, in its order and format: folded, converted, copied, on the
         host and then to the current device.
 
-        Every weight is read from `state_dict` when it is needed and not kept. Raises GraphError for
+        Every weight is read from `state_dict` when it is needed and not kept; of one that has a
+        `part` (see PartReader), only what a rank needs is read. Raises GraphError for
         one that is missing, unknown, on another device, or of another shape or kind.
         """
         at = self.device.current()
@@ -71,6 +87,13 @@ class WeightFormat:
             recipe = param.get("recipe")
             names = _sources(param)
             read.update(names)
+            parts = None if recipe is None or "quant" in param else parts_of(recipe)
+            if recipe and parts and isinstance(state_dict, PartReader):
+                tensor = run_recipe(of_parts(recipe), {
+                    text: self._part(declared[part.name], part, state_dict)
+                    for text, part in parts.items()})
+                packed.append(self._packed(index, param, tensor.detach()).to(at))
+                continue
             taken = {n: self._weight(declared[n], state_dict[n]) for n in names}
             if "quant" in param:
                 packed.append(self._packed_quantised(index, self._quantised(param, taken)).to(at))
@@ -81,6 +104,13 @@ class WeightFormat:
         for name in declared.keys() - read:
             self._weight(declared[name], state_dict[name])
         return packed
+
+    def _part(self, declared: Json, part: Part, reader: PartReader) -> Tensor:
+        """A part of a weight, which alone is read."""
+        shape = list(declared["shape"])
+        shape[part.axis] = part.size
+        found = reader.part(part.name, part.axis, part.start, part.size)
+        return self._floating(part.name, self._weight({**declared, "shape": shape}, found))
 
     def dequantised(self, weights: Mapping[str, Tensor | Quantised]) -> dict[str, Tensor]:
         """The weights that the library computes with: those that it has quantised as the f32

@@ -47,6 +47,7 @@ from wrong_graphs import (
     t,
     transpose,
 )
+from wrong_parallel import RIGHT_PARALLEL, WRONG_PARALLEL
 
 from graphdsl.backends.ascend.atb import (
     ROWS,
@@ -58,6 +59,7 @@ from graphdsl.backends.ascend.atb import (
 )
 
 RIGHT: dict[str, Graph] = {
+    **RIGHT_PARALLEL,
     "linear": linear(),
     "linear bf16": linear(XB, as_bf16(W)),
     "linear bias": linear(bias=BIAS),
@@ -264,7 +266,7 @@ MOVES = [
 ]
 
 WRONG: tuple[Wrong, ...] = (*STRUCTURE, *LINEAR, *NORMS, *ROPES, *MATHS, *MOVES, *ATTENTION,
-                            *PAGED)
+                            *PAGED, *WRONG_PARALLEL)
 """What the emulation refuses too."""
 
 OURS: tuple[Wrong, ...] = (

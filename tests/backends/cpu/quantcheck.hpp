@@ -53,8 +53,10 @@ template <class Q, class T> std::vector<double> rounded(const Buffer<T>& x, i64 
     const i64 end = gd::least(begin - begin % k + gd::least(begin % k + Q::block, k), x.n);
     float top = 0;
     for (i64 i = begin; i < end; ++i) top = fmaxf(top, fabsf(gd::to_float(x[i])));
+    const float inverse = top > 0 ? 127 / top : 0;
+    // By the kernels' own rounding: at a tie it matters whether the product is rounded before it.
     for (i64 i = begin; i < end; ++i)
-      to[size_t(i)] = rintf(gd::to_float(x[i]) * (top > 0 ? 127 / top : 0)) * double(top / 127);
+      to[size_t(i)] = gd::round_small(gd::splat(gd::to_float(x[i])) * inverse)[0] * double(top / 127);
     begin = end;
   }
   return to;

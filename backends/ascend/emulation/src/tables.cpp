@@ -84,6 +84,8 @@ const Row ROWS[] = {
     {"ToNd", ALL, "f16 bf16", "x T nz; y T nd"},
     {"Softmax", ALL, "f16 f32 bf16", "x T nd; y T nd"},
     {"Gather", ALL, "f16 bf16 f32 i32 u32 i64", "table T nd; indices i32|i64 nd; y T nd"},
+    {"AllReduce", ALL, "f16 bf16 f32", "x T nd; y T nd"},
+    {"LinearParallel", B910, "f16 bf16", "x T nd; weight T nd; y T nd"},
 };
 
 struct Kind {

@@ -2,9 +2,12 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 #include "acl/acl.h"
 #include "atb/svector.h"
+
+typedef void* HcclComm;
 
 namespace atb {
 namespace infer {
@@ -315,6 +318,44 @@ struct TransdataParam {
   TransdataType transdataType = UNDEFINED;
   SVector<int64_t> outCrops = {0, 0};
   uint8_t rsv[8] = {0};
+};
+
+enum CommMode : int { COMM_UNDEFINED = -1, COMM_MULTI_PROCESS, COMM_MULTI_THREAD };
+
+struct AllReduceParam {
+  int rank = 0;
+  int rankSize = 0;
+  int rankRoot = 0;
+  std::string allReduceType = "sum";
+  std::string backend = "hccl";
+  HcclComm hcclComm = nullptr;
+  CommMode commMode = COMM_MULTI_PROCESS;
+  std::string rankTableFile;
+  std::string commDomain;
+  uint8_t rsv[64] = {0};
+};
+
+struct LinearParallelParam {
+  enum ParallelType : int {
+    UNDEFINED = -1,
+    LINEAR_ALL_REDUCE = 0,
+    LINEAR_REDUCE_SCATTER,
+    ALL_GATHER_LINEAR,
+    PURE_LINEAR
+  };
+  bool transWeight = true;
+  int rank = 0;
+  int rankSize = 0;
+  int rankRoot = 0;
+  bool hasResidual = false;
+  std::string backend = "hccl";
+  HcclComm hcclComm = nullptr;
+  CommMode commMode = COMM_MULTI_PROCESS;
+  std::string rankTableFile;
+  ParallelType type = LINEAR_ALL_REDUCE;
+  bool keepIntermediate = false;
+  std::string commDomain;
+  uint8_t rsv[64] = {0};
 };
 
 } // namespace infer

@@ -1,0 +1,1 @@
+"""Many sequences decoded together over one pool of KV blocks."""

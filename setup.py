@@ -6,7 +6,8 @@ from setuptools import find_packages, setup
 NATIVE = Pybind11Extension(
     "graphdsl.runtime._native",
     ["graphdsl/runtime/native.cpp"],
-    depends=["graphdsl/runtime/abi.h"],
+    depends=[f"graphdsl/runtime/{name}" for name in ("abi.h", "native_held.hpp",
+                                                     "native_library.hpp")],
     cxx_std=17,
     extra_compile_args=["-O2", "-Wall", "-Wextra", "-Werror"],
 )
@@ -16,8 +17,8 @@ setup(
               *(f"graphdsl.{name}" for name in find_packages(include=["backends", "backends.*"]))],
     package_dir={"graphdsl.backends": "backends"},
     package_data={"graphdsl": ["py.typed"],
-                  "graphdsl.runtime": ["abi.h", "native.cpp", "torch_class.cpp", "torch_*.hpp",
-                                       "_native.pyi"],
+                  "graphdsl.runtime": ["abi.h", "native.cpp", "native_*.hpp", "torch_class.cpp",
+                                       "torch_*.hpp", "_native.pyi"],
                   "graphdsl.seeing": ["templates/*"],
                   "graphdsl.backends.cpu": ["templates/*.j2", "kernels/*.hpp",
                                             "roofline/*.cpp"],

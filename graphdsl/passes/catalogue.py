@@ -35,7 +35,7 @@ FUSIONS: tuple[Rule, ...] = (
 PASS_RULES = (
     "AttentionEpilogue", "CommonSubexpression", "Fold", "Hoist", "JoinExperts", "KVLayout",
     "KeepF32", "Loop", "MatmulEpilogue", "MatmulPrologue", "Quantise", "Relayout", "Roll",
-    "RotateRepeat", "Shard",
+    "RotateRepeat", "Shard", "Static",
 )
 """What passes report that find their places without a pattern."""
 

@@ -7,7 +7,9 @@ has to make the same calls in the same order.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Mapping
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphdsl.errors import GraphError, ToolError
@@ -100,6 +102,21 @@ class Group:
                          "not answer, so the run ends here", output=first)
 
 
+def check_group(path: Path, wanted: Mapping[str, int] | None, group: Group | None) -> None:
+    """Raises GraphError where a build is for another rank than this process is."""
+    if wanted is None and (group is None or group.ranks == 1):
+        return
+    if wanted is None:
+        raise GraphError(f"{path} was built for one process", hint="leave tensor_parallel out")
+    built = f"{path} was built for rank {wanted['rank']} of {wanted['ranks']}"
+    if group is None:
+        raise GraphError(f"{built}, and no process group is given",
+                         hint="graphdsl.load(path, tensor_parallel=group)")
+    if (group.rank, group.ranks) != (wanted["rank"], wanted["ranks"]):
+        raise GraphError(f"{built}, and this process is rank {group.rank} of {group.ranks}",
+                         hint="every rank has a build of its own")
+
+
 def tensor_at(address: int, dtype: str, count: int) -> Tensor:
     """`count` numbers of the host's memory, not copied."""
     kind = torch_dtype(dtype)
@@ -109,4 +126,4 @@ def tensor_at(address: int, dtype: str, count: int) -> Tensor:
     return torch.frombuffer(memory, dtype=kind)
 
 
-__all__ = ["Group", "tensor_at"]
+__all__ = ["Group", "check_group", "tensor_at"]

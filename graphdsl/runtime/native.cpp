@@ -1,6 +1,5 @@
 // Loads generated libraries, holds plans and runs them. Knows nothing of torch: tensors come as
 // addresses that the Python side has checked against the manifest.
-#include <dlfcn.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -14,66 +13,10 @@
 #include <vector>
 
 #include "abi.h"
-
-namespace py = pybind11;
+#include "native_held.hpp"
+#include "native_library.hpp"
 
 namespace {
-
-class Library {
- public:
-  explicit Library(const std::string& path) : handle_(dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL)) {
-    if (!handle_) throw std::runtime_error(dlerror());
-    const auto version = symbol<decltype(&gdsl_abi_version)>("gdsl_abi_version")();
-    if (version != GDSL_ABI_VERSION) {
-      throw std::runtime_error(path + " has ABI version " + std::to_string(version) + ", wanted " +
-                               std::to_string(GDSL_ABI_VERSION));
-    }
-    manifest = symbol<decltype(&gdsl_manifest)>("gdsl_manifest");
-    last_error = symbol<decltype(&gdsl_last_error)>("gdsl_last_error");
-    workspace_bytes = symbol<decltype(&gdsl_workspace_bytes)>("gdsl_workspace_bytes");
-    lower_bound = symbol<decltype(&gdsl_workspace_lower_bound)>("gdsl_workspace_lower_bound");
-    plan_create = symbol<decltype(&gdsl_plan_create)>("gdsl_plan_create");
-    plan_rebind = symbol<decltype(&gdsl_plan_rebind)>("gdsl_plan_rebind");
-    step = symbol<decltype(&gdsl_step)>("gdsl_step");
-    plan_destroy = symbol<decltype(&gdsl_plan_destroy)>("gdsl_plan_destroy");
-    packed_bytes = symbol<decltype(&gdsl_packed_bytes)>("gdsl_packed_bytes");
-    pack = symbol<decltype(&gdsl_pack)>("gdsl_pack");
-    times = reinterpret_cast<decltype(&gdsl_times)>(dlsym(handle_, "gdsl_times"));
-    plan_exchanger =
-        reinterpret_cast<decltype(&gdsl_plan_exchanger)>(dlsym(handle_, "gdsl_plan_exchanger"));
-  }
-  // A library stays loaded: its OpenMP threads may outlive the last plan.
-  Library(const Library&) = delete;
-  Library& operator=(const Library&) = delete;
-
-  void check(int code) const {
-    if (code != 0) throw std::runtime_error(last_error());
-  }
-
-  decltype(&gdsl_manifest) manifest;
-  decltype(&gdsl_last_error) last_error;
-  decltype(&gdsl_workspace_bytes) workspace_bytes;
-  decltype(&gdsl_workspace_lower_bound) lower_bound;
-  decltype(&gdsl_plan_create) plan_create;
-  decltype(&gdsl_plan_rebind) plan_rebind;
-  decltype(&gdsl_step) step;
-  decltype(&gdsl_plan_destroy) plan_destroy;
-  decltype(&gdsl_packed_bytes) packed_bytes;
-  decltype(&gdsl_pack) pack;
-  decltype(&gdsl_times) times;  // null but for builds that measure
-  decltype(&gdsl_plan_exchanger) plan_exchanger;  // null but for builds for one rank of several
-
- private:
-  template <class Function>
-  Function symbol(const char* name) {
-    void* found = dlsym(handle_, name);
-    if (!found) throw std::runtime_error(std::string("the library lacks ") + name);
-    return reinterpret_cast<Function>(found);
-  }
-  void* handle_;
-};
-
-using Addresses = std::vector<std::uintptr_t>;
 
 void* pointer(std::uintptr_t address) { return reinterpret_cast<void*>(address); }
 
@@ -116,95 +59,6 @@ struct Pages {
 };
 using PagesTuple = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t,
                               std::int64_t, std::int64_t>;
-
-// Where weights lie, read from Python once for all plans.
-struct Params {
-  explicit Params(Addresses all) : addresses(std::move(all)) {}
-  const Addresses addresses;
-};
-
-// A weak reference to an object of Python, and whether an object is still that one.
-class Weak {
- public:
-  explicit Weak(const py::handle& object) : ref_(object) {}
-  bool is(PyObject* object) const {
-#if PY_VERSION_HEX >= 0x030D0000
-    PyObject* found = nullptr;
-    PyWeakref_GetRef(ref_.ptr(), &found);
-    Py_XDECREF(found);
-    return found == object;
-#else
-    return PyWeakref_GetObject(ref_.ptr()) == object;
-#endif
-  }
-
- private:
-  py::weakref ref_;
-};
-
-// The tensors of a call that were found to fit, by weak reference, and where they lie. What is asked
-// of them again is little, for after a step they are not in the processor's caches.
-class Held {
- public:
-  // The tensors of a state, under their names; inputs, and results that the caller has given. The
-  // addresses are those of the inputs, the state and the results. `data_ptr` tells one.
-  Held(py::tuple names, const py::tuple& inputs, const py::tuple& state, const py::tuple& results,
-       Addresses all, py::function data_ptr)
-      : addresses(std::move(all)),
-        inputs(inputs.size()),
-        states(state.size()),
-        names_(std::move(names)),
-        data_ptr_(std::move(data_ptr)) {
-    for (const auto& part : {inputs, state, results}) {
-      for (const py::handle& tensor : part) tensors_.emplace_back(tensor);
-    }
-    if (tensors_.size() != addresses.size() || names_.size() != states) {
-      throw std::invalid_argument("another number of tensors");
-    }
-  }
-
-  // Whether a dict has these very tensors in this order, under the same names, at the very places.
-  // Equal names that are other objects are not known again, which costs time and nothing else.
-  bool same_state(const py::dict& state) const {
-    if (state.size() != states) return false;
-    PyObject *name = nullptr, *tensor = nullptr;
-    Py_ssize_t position = 0;
-    for (std::size_t i = 0; PyDict_Next(state.ptr(), &position, &name, &tensor); ++i) {
-      if (name != PyTuple_GET_ITEM(names_.ptr(), static_cast<Py_ssize_t>(i))) return false;
-      if (!same(inputs + i, tensor)) return false;
-    }
-    return true;
-  }
-
-  // The same of inputs and results, if results were given.
-  bool same_rest(const py::tuple& given, const py::sequence& results) const {
-    const std::size_t count = results.size();
-    if (given.size() != inputs || count != addresses.size() - inputs - states) return false;
-    for (std::size_t i = 0; i < inputs; ++i) {
-      if (!same(i, given[i].ptr())) return false;
-    }
-    for (std::size_t i = 0; i < count; ++i) {
-      const py::object result = results[i];
-      if (!same(inputs + states + i, result.ptr())) return false;
-    }
-    return count > 0;
-  }
-
-  const Addresses addresses;
-  const std::size_t inputs, states;
-
- private:
-  bool same(std::size_t i, PyObject* tensor) const {
-    if (!tensors_[i].is(tensor)) return false;
-    auto* told = PyObject_CallOneArg(data_ptr_.ptr(), tensor);
-    if (!told) throw py::error_already_set();
-    return py::reinterpret_steal<py::int_>(told).cast<std::uintptr_t>() == addresses[i];
-  }
-
-  py::tuple names_;
-  py::function data_ptr_;
-  std::vector<Weak> tensors_;
-};
 
 using CallTime = std::tuple<std::int64_t, std::int64_t, std::int64_t>;
 

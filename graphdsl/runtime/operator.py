@@ -10,7 +10,7 @@ do not exist there; start workers with `spawn`, to which an Operator can be sent
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from graphdsl.lazy import torch
 from graphdsl.runtime.device import HOST, claim, open_device
 from graphdsl.runtime.dims import PlanDim, sources
 from graphdsl.runtime.folder import library_checksum, library_path, open_library, read_manifest
+from graphdsl.runtime.group import Group, check_group
 from graphdsl.runtime.pages import PageCheck
 from graphdsl.runtime.plans import BoundPlan, ThreadPlans
 from graphdsl.runtime.ports import Port, listed
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from graphdsl.quant import Quantised
-    from graphdsl.runtime.group import Group
 
 _PROCESS = os.getpid()
 """Where this module was loaded: in any other process OpenMP's threads were lost in a fork."""
@@ -48,7 +48,7 @@ class Operator:
         self.path = path
         self.manifest = read_manifest(path)
         self.group = group
-        _check_group(path, self.manifest.get("group"), group)
+        check_group(path, self.manifest.get("group"), group)
         self.name = str(self.manifest["name"])
         self.checksum = library_checksum(path)
         self.library = library_path(path, self.checksum)
@@ -203,7 +203,7 @@ class Operator:
         bound.bind(weights)
         self._plans.last = bound
         addresses = () if alike else tuple(map(torch.Tensor.data_ptr, (*inputs, *results)))
-        if not bound.plan.step_held(held, addresses):
+        if not self._stepped(bound.plan.step_held, held, addresses):
             self._refuse_range(inputs, self._tensors(state))
         return results
 
@@ -239,12 +239,9 @@ class Operator:
         bound.bind(weights)
         self._plans.last = bound
         addresses = list(map(torch.Tensor.data_ptr, (*tensors, *outputs)))
-        try:
-            # The stream comes last: whatever torch does before is on it then.
-            done = bound.plan.step(addresses, self.device.stream(self.name) if self._away else 0)
-        except RuntimeError as error:  # native code says what it refuses
-            raise self._refusal(error) from None
-        if not done:
+        # The stream comes last: whatever torch does before is on it then.
+        stream = self.device.stream(self.name) if self._away else 0
+        if not self._stepped(bound.plan.step, addresses, stream):
             self._refuse_range(inputs, state)
         return outputs
 
@@ -256,10 +253,14 @@ class Operator:
         claim(self.name, self.library, self.device.current())
         return found, kept
 
-    def _refusal(self, error: RuntimeError) -> GraphError:
-        """What native code says, with the hint that it may end with."""
-        message, _, hint = str(error).partition("\n  hint: ")
-        return GraphError(message, hint=hint)
+    def _stepped(self, step: Callable[..., bool], *given: Any) -> bool:
+        """What a step of native code gives. Raises GraphError for what it refuses, with the hint
+        that its message may end with."""
+        try:
+            return step(*given)
+        except RuntimeError as error:
+            message, _, hint = str(error).partition("\n  hint: ")
+            raise GraphError(message, hint=hint) from None
 
     def _known(self, tensors: Sequence[Tensor]) -> BoundPlan | None:
         """The plan of a call like an earlier one; nothing where anything is not as it was then.
@@ -381,21 +382,6 @@ class Operator:
                 raise GraphError(f"{self.name}: no memory for a workspace of {size} bytes "
                                  f"({what})", hint="give fewer tokens at a time") from None
         return own.workspace
-
-
-def _check_group(path: Path, wanted: Mapping[str, int] | None, group: Group | None) -> None:
-    """Raises GraphError where a build is for another rank than this process is."""
-    if wanted is None and (group is None or group.ranks == 1):
-        return
-    if wanted is None:
-        raise GraphError(f"{path} was built for one process", hint="leave tensor_parallel out")
-    built = f"{path} was built for rank {wanted['rank']} of {wanted['ranks']}"
-    if group is None:
-        raise GraphError(f"{built}, and no process group is given",
-                         hint="graphdsl.load(path, tensor_parallel=group)")
-    if (group.rank, group.ranks) != (wanted["rank"], wanted["ranks"]):
-        raise GraphError(f"{built}, and this process is rank {group.rank} of {group.ranks}",
-                         hint="every rank has a build of its own")
 
 
 def _reopened(path: Path, weights: list[Tensor] | None) -> Operator:

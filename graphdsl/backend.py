@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from graphdsl.errors import GraphError
-from graphdsl.ir import ORDERS, Node
+from graphdsl.ir import Node
 from graphdsl.manifest import Json
 from graphdsl.plan import Plan
 
 if TYPE_CHECKING:
-    from graphdsl.passes.base import BackendPass
+    from graphdsl.passes.base import Target
     from graphdsl.passes.pipeline import Lowered
 
 Progress = Callable[[str, str], None]
@@ -31,56 +31,6 @@ GROUP = "graphdsl.backends"
 
 def quiet(stage: str, summary: str) -> None:
     """Progress that nobody watches."""
-
-
-@dataclass(frozen=True)
-class Target:
-    """What the passes need to know of a backend."""
-
-    name: str
-    takes: frozenset[str] = frozenset()
-    """Operations that the backend has whole; the others are expanded to kernels."""
-    kv_order: str = "bsnd"
-    kv_orders: frozenset[str] = frozenset(ORDERS)
-    kv_policies: frozenset[str] = frozenset({"contiguous"})
-    kv_policy: str = "contiguous"
-    """What caches have where nobody asks for another."""
-    kv_block: int = 16
-    """Slots of a block of paged caches, where nobody says how many."""
-    kv_storages: frozenset[str] = frozenset({""})
-    kv_storage: str = ""
-    """What caches have where nobody asks for another; "" is that of the dtype."""
-    dtypes: frozenset[str] = frozenset({"f32", "bf16"})
-    """Floats that a graph may hold."""
-    layer_dtypes: frozenset[str] = frozenset({"f32", "bf16"})
-    """Those of them that layers are built for: what --dtype takes."""
-    layer_dtype: str = "f32"
-    """The one where nobody asks for another."""
-    model_dtype: str = "bf16"
-    """That of a checkpoint's model where nobody asks for another."""
-    why_not: tuple[tuple[str, str], ...] = ()
-    """Of dtypes that layers are not built for, the reason."""
-    splits_vocabulary: bool = True
-    """Whether a rank of several has a part of the tables of tokens; else it has them whole."""
-    zero_padding: bool = True
-    """Attention gives 0 for the rows of padding; else they mean nothing."""
-    padded_policies: frozenset[str] = frozenset({"contiguous", "paged", "shift"})
-    """Policies of caches into which a step may append fewer tokens for one sequence than for
-    another."""
-    takes_static: bool = True
-    """Attention reads keys that are inputs, with a mask that is one: graphs of fixed length."""
-    fuses_loops: bool = True
-    """Runs of pointwise and row-reduction kernels become generated loops."""
-    epilogue_matmuls: int = 2
-    """How many matmuls that share an operand one epilogue may take."""
-    fuses_attention: bool = False
-    """Pointwise work that follows an attention becomes a part of it."""
-    fuses_prologues: bool = False
-    """A loop whose rows one matmul alone reads becomes a part of it."""
-    passes: tuple[BackendPass, ...] = ()
-    """What the backend does to a graph that all others have done their work on."""
-    quants: bool = False
-    """Linears and embeddings read weights in the formats of graphdsl.quant."""
 
 
 @dataclass(frozen=True)

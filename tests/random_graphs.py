@@ -10,8 +10,8 @@ from random_rules import Example, example_of
 from random_soup import STEPS, soup
 from random_spelled import SPELLED
 
-from graphdsl.backend import Target
 from graphdsl.ir import Graph
+from graphdsl.passes.base import Target
 from graphdsl.passes.catalogue import FUSIONS, groups
 
 DTYPES = ("f32", "f32", "bf16", "f16")

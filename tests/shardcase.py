@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from graphdsl.backend import Target
 from graphdsl.backends.cpu.backend import BACKEND
 from graphdsl.ir import Graph
+from graphdsl.passes.base import Target
 from graphdsl.passes.pipeline import Lowered, run_pipeline
 from graphdsl.passes.samples import Samples, reference_outputs, samples, without_padding
 from graphdsl.passes.shard import Shard

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from graphdsl.errors import GraphError
 from graphdsl.ir import Affine, Dim, Graph, Node, Size, Value, constant, scaled, terms
@@ -19,12 +19,9 @@ from graphdsl.ops.linear import embedding
 from graphdsl.ops.math import maximum
 from graphdsl.ops.position import rope
 from graphdsl.ops.shape import arange, concat, gather, reshape, slice
-from graphdsl.passes.base import Fired, Result
+from graphdsl.passes.base import Fired, Result, Target
 from graphdsl.passes.repeat import REPEAT, operands_of
 from graphdsl.passes.rewrite import clone, inline, substitute
-
-if TYPE_CHECKING:
-    from graphdsl.backend import Target
 
 ROWS = 32768
 RULE = "AngleTable"

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from graphdsl.backend import Capability, Check, Progress, Target, quiet
+from graphdsl.backend import Capability, Check, Progress, quiet
 from graphdsl.compiler import Tools
 from graphdsl.errors import Loc
 from graphdsl.ir import Node
 from graphdsl.manifest import Json
+from graphdsl.passes.base import Target
 from graphdsl.passes.pipeline import Lowered
 from graphdsl.plan import Plan, dims_of, ports_of
 from graphdsl.seeing.stages import places_of

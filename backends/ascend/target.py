@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from graphdsl.backend import Target
 from graphdsl.errors import GraphError
+from graphdsl.passes.base import Target
 
 from .angles import AngleTable
 from .weight_format import WeightFormat

@@ -8,16 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from graphdsl.ir import Graph, Node, Value
 from graphdsl.layout import NZ_WIDTH
-from graphdsl.passes.base import Fired, Missed, Result
+from graphdsl.passes.base import Fired, Missed, Result, Target
 from graphdsl.passes.repeat import REPEAT, operands_of
 from graphdsl.passes.rewrite import substitute
-
-if TYPE_CHECKING:
-    from graphdsl.backend import Target
 
 RULE = "WeightFormat"
 FORMATS = ("nd", "nz")

@@ -13,13 +13,14 @@ from typing import Any
 
 import jinja2
 
-from graphdsl.backend import Capability, Check, Progress, Target, quiet
+from graphdsl.backend import Capability, Check, Progress, quiet
 from graphdsl.call_plan import Body, Call, CallPlan, Leaf, RepeatCall, make_plan
 from graphdsl.compiler import Tools
 from graphdsl.expr import Poly, c_name, product
 from graphdsl.ir import FLOATS, POLICIES, Node, Value
 from graphdsl.manifest import Json
 from graphdsl.ops.collectives import collectives_of
+from graphdsl.passes.base import Target
 from graphdsl.passes.memory import ordered
 from graphdsl.passes.pipeline import Lowered
 from graphdsl.placement import report

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from graphdsl.backend import Target
 from graphdsl.borders.atb_caches import ORDER, caches_for
 from graphdsl.borders.atb_param import check_param
 from graphdsl.borders.masks import with_mask
@@ -21,6 +20,7 @@ from graphdsl.ir import Graph, size_value
 from graphdsl.layer import Layer, trace
 from graphdsl.lazy import torch, torch_dtype
 from graphdsl.manifest import Json
+from graphdsl.passes.base import Target
 from graphdsl.runtime.operator import Operator
 
 if TYPE_CHECKING:

@@ -8,13 +8,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from graphdsl.backend import Target
 from graphdsl.builder import BuildOptions
 from graphdsl.commands.session import say
 from graphdsl.errors import GraphError
 from graphdsl.hf.generate import budget_of, check_prompts
 from graphdsl.hf.sampling import Sampling
 from graphdsl.hf.stream import TextStream
+from graphdsl.passes.base import Target
 from graphdsl.serve.engine import MAX_BATCH, Engine, Event
 from graphdsl.serve.requests import Request, most_blocks
 

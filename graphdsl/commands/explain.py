@@ -8,9 +8,10 @@ from collections import Counter
 from collections.abc import Sequence
 from difflib import get_close_matches
 
-from graphdsl.backend import Target, backend_names, find_backend
+from graphdsl.backend import backend_names, find_backend
 from graphdsl.commands.session import Session, say
 from graphdsl.errors import GraphError
+from graphdsl.passes.base import Target
 from graphdsl.passes.catalogue import FUSIONS, PASS_RULES, groups
 from graphdsl.passes.pipeline import PassReport, run_pipeline
 from graphdsl.seeing.facts import Lines

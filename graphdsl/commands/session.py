@@ -10,9 +10,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TextIO
 
-from graphdsl.backend import Target, find_backend
+from graphdsl.backend import find_backend
 from graphdsl.builder import BuildOptions, check_options
 from graphdsl.errors import GraphError
+from graphdsl.passes.base import Target
 from graphdsl.passes.quantise import check_quants, quantised
 from graphdsl.passes.static import static_parts
 from graphdsl.quant import asked

@@ -9,21 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from graphdsl.ir import Graph, Node, Size, Value, scaled
 from graphdsl.op import Op
 from graphdsl.ops.attention import attention
 from graphdsl.ops.shape import reshape
-from graphdsl.passes.base import Missed, Result, in_bodies
+from graphdsl.passes.base import Missed, Result, Target, in_bodies
 from graphdsl.passes.loops import fired_nodes, is_inner
 from graphdsl.passes.match import NoMatch
 from graphdsl.passes.memory import order_edges
 from graphdsl.passes.repeat import through_body
 from graphdsl.passes.rewrite import outline, substitute
-
-if TYPE_CHECKING:
-    from graphdsl.backend import Target
 
 ATTENTION_EPILOGUE = Op("attention_epilogue", through_body)
 """An attention, and pointwise kernels of its shape with one result."""

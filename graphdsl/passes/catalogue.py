@@ -18,7 +18,7 @@ from graphdsl.passes.linear import LINEARS, MergeLinears, SplitLinear
 from graphdsl.passes.rules import Rule
 
 if TYPE_CHECKING:
-    from graphdsl.backend import Target
+    from graphdsl.passes.base import Target
 
 FUSIONS: tuple[Rule, ...] = (
     *linear.RULES,      # a bias is a part of its linear before anything else adds to it

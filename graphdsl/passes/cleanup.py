@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from graphdsl.ir import Graph, Node, Value
-from graphdsl.passes.base import Missed, Result, in_bodies
+from graphdsl.passes.base import Missed, Result, Target, in_bodies
 from graphdsl.passes.identities import simplified
 from graphdsl.passes.memory import effects_of
 from graphdsl.passes.rewrite import substitute
-
-if TYPE_CHECKING:
-    from graphdsl.backend import Target
 
 
 def common_subexpressions(graph: Graph) -> Graph:

@@ -9,18 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from graphdsl.ir import DTYPES, Graph, Node, Value
 from graphdsl.op import Op, constant
 from graphdsl.ops.linear import matmul_nt
-from graphdsl.passes.base import Missed, Result, in_bodies
+from graphdsl.passes.base import Missed, Result, Target, in_bodies
 from graphdsl.passes.loops import fired_nodes, is_inner, spaces, stages
 from graphdsl.passes.repeat import through_body
 from graphdsl.passes.rewrite import outline
-
-if TYPE_CHECKING:
-    from graphdsl.backend import Target
 
 RULE = "MatmulEpilogue"
 MATMUL_EPILOGUE = Op("matmul_epilogue", through_body)

@@ -4,19 +4,16 @@ backend takes whole."""
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from graphdsl.errors import Loc
 from graphdsl.ir import Graph, Node
-from graphdsl.passes.base import Fired, Missed, Result, in_bodies
+from graphdsl.passes.base import Fired, Missed, Result, Target, in_bodies
 from graphdsl.passes.catalogue import FUSIONS, groups, splits
 from graphdsl.passes.cleanup import common_subexpressions, nearly_equal, tidied
 from graphdsl.passes.engine import apply_rules
 from graphdsl.passes.rewrite import inline
 from graphdsl.passes.rules import Rule
-
-if TYPE_CHECKING:
-    from graphdsl.backend import Target
 
 
 @dataclass

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from graphdsl.ir import Graph, Node, Size, Value
 from graphdsl.op import Op
 from graphdsl.ops.linear import expert_linear
 from graphdsl.ops.shape import concat, split
-from graphdsl.passes.base import Fired, Missed, Result, in_bodies
+from graphdsl.passes.base import Fired, Missed, Result, Target, in_bodies
 from graphdsl.passes.linear import is_made_of_params
 from graphdsl.passes.rewrite import substitute
-
-if TYPE_CHECKING:
-    from graphdsl.backend import Target
 
 RULE = "JoinExperts"
 

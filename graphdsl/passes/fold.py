@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from graphdsl.ir import Affine, Dim, Graph, Node, Value, terms
 from graphdsl.op import constant
-from graphdsl.passes.base import Fired, Result
+from graphdsl.passes.base import Fired, Result, Target
 from graphdsl.passes.cleanup import common_subexpressions
 from graphdsl.passes.repeat import REPEAT, make_repeat, operands_of
 from graphdsl.passes.rewrite import clone, substitute
-
-if TYPE_CHECKING:
-    from graphdsl.backend import Target
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from graphdsl.errors import GraphError
 from graphdsl.ir import (
@@ -19,14 +19,12 @@ from graphdsl.ir import (
     terms,
 )
 from graphdsl.layout import BLOCKS, MOST_SLOTS, PAGES, TABLE
-from graphdsl.passes.base import Fired, Result
+from graphdsl.passes.base import Fired, Result, Target
 from graphdsl.passes.caches import CacheTypes, typed, with_leaves
 from graphdsl.passes.memory import effects_of
 from graphdsl.passes.repeat import REPEAT, operands_of
 from graphdsl.passes.shifting import check_shifts
 
-if TYPE_CHECKING:
-    from graphdsl.backend import Target
 PLAIN = "that of the dtype"
 
 

@@ -8,20 +8,17 @@ stage form a loop; no two of them can need each other.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from graphdsl.ir import Graph, Node, Size, Value
 from graphdsl.op import Op, constant
 from graphdsl.ops.linear import matmul_nt
 from graphdsl.ops.math import cast
 from graphdsl.ops.shape import expand
-from graphdsl.passes.base import Fired, Result, in_bodies
+from graphdsl.passes.base import Fired, Result, Target, in_bodies
 from graphdsl.passes.memory import order_edges, ordered
 from graphdsl.passes.repeat import REPEAT, through_body
 from graphdsl.passes.rewrite import outline, substitute
-
-if TYPE_CHECKING:
-    from graphdsl.backend import Target
 
 Space = tuple[Size, ...]
 

@@ -9,15 +9,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from graphdsl.errors import GraphError
 from graphdsl.ir import Graph, Node, Value
-from graphdsl.passes.base import Result
+from graphdsl.passes.base import Result, Target
 from graphdsl.passes.repeat import REPEAT, operands_of
-
-if TYPE_CHECKING:
-    from graphdsl.backend import Target
 
 
 @dataclass(frozen=True)

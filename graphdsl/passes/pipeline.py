@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from graphdsl.errors import GraphError
 from graphdsl.ir import Graph
 from graphdsl.passes.attention_epilogues import FuseAttention
-from graphdsl.passes.base import CheckFailed, Fired, Missed, Pass
+from graphdsl.passes.base import CheckFailed, Fired, Missed, Pass, Target
 from graphdsl.passes.cleanup import CleanUp
 from graphdsl.passes.epilogues import FuseEpilogues
 from graphdsl.passes.expand import Expand
@@ -29,9 +29,6 @@ from graphdsl.passes.roll import Roll
 from graphdsl.passes.rotate import Rotate
 from graphdsl.passes.shard import Shard
 from graphdsl.passes.verify import Expected, problem_of
-
-if TYPE_CHECKING:
-    from graphdsl.backend import Target
 
 PIPELINE: tuple[Pass, ...] = (
     CheckDtypes(),    # first: what cannot be built is refused before any work

@@ -8,19 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from graphdsl.errors import GraphError, Loc
 from graphdsl.ir import Graph, Node, Value
 from graphdsl.op import constant, constant_of
 from graphdsl.ops.linear import matmul, matmul_nt
 from graphdsl.ops.math import cast, cos, reduce_sum, sin
-from graphdsl.passes.base import Fired, Missed, Result, in_bodies
+from graphdsl.passes.base import Fired, Missed, Result, Target, in_bodies
 from graphdsl.passes.repeat import REPEAT, operands_of
 from graphdsl.passes.rewrite import substitute
-
-if TYPE_CHECKING:
-    from graphdsl.backend import Target
 
 RULE = "KeepF32"
 NARROW = {"bf16": 256, "f16": 2048}

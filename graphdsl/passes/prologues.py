@@ -9,20 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from graphdsl.ir import Graph, Node, Value
 from graphdsl.op import Op
 from graphdsl.ops.linear import matmul_nt
-from graphdsl.passes.base import Missed, Result, in_bodies
+from graphdsl.passes.base import Missed, Result, Target, in_bodies
 from graphdsl.passes.epilogues import MATMUL_EPILOGUE, is_weighted
 from graphdsl.passes.loops import LOOP, fired_nodes, loop_space
 from graphdsl.passes.memory import order_edges
 from graphdsl.passes.repeat import REPEAT, through_body
 from graphdsl.passes.rewrite import outline
-
-if TYPE_CHECKING:
-    from graphdsl.backend import Target
 
 MATMUL_PROLOGUE = Op("matmul_prologue", through_body)
 """A loop, and the matmul_nt or matmul_epilogue that multiplies its rows."""

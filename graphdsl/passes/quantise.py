@@ -5,17 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from graphdsl.errors import GraphError, Loc
 from graphdsl.ir import FLOATS, Graph, Node, TensorType, Value
-from graphdsl.passes.base import Fired, Missed, Result
+from graphdsl.passes.base import Fired, Missed, Result, Target
 from graphdsl.passes.repeat import REPEAT, make_repeat, operands_of
 from graphdsl.passes.rewrite import substitute
 from graphdsl.quant import Quant, common
-
-if TYPE_CHECKING:
-    from graphdsl.backend import Target
 
 Choose = Callable[[str, TensorType], "Quant | None"]
 """The format of a weight of this name and type; None leaves it as it is."""

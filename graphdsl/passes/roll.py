@@ -9,16 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from graphdsl.ir import Graph, Node, Value
-from graphdsl.passes.base import Fired, Missed, Result, in_bodies
+from graphdsl.passes.base import Fired, Missed, Result, Target, in_bodies
 from graphdsl.passes.repeat import Operands, make_repeat
 from graphdsl.passes.rewrite import clone, inline, substitute
 from graphdsl.passes.structure import Structures, difference
-
-if TYPE_CHECKING:
-    from graphdsl.backend import Target
 
 LONGEST_PERIOD = 8
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from graphdsl.ir import Graph, Node, Value
 from graphdsl.op import Op
@@ -20,16 +20,13 @@ from graphdsl.ops.math import add
 from graphdsl.ops.norm import layer_norm, rms_norm
 from graphdsl.ops.shape import take_rows
 from graphdsl.passes import norm as norm_rules
-from graphdsl.passes.base import Fired, Missed, Result, in_bodies
+from graphdsl.passes.base import Fired, Missed, Result, Target, in_bodies
 from graphdsl.passes.cleanup import tidied
 from graphdsl.passes.engine import apply_rules
 from graphdsl.passes.match import NoMatch
 from graphdsl.passes.repeat import REPEAT, Operands, make_repeat, operands_of
 from graphdsl.passes.rewrite import clone, substitute, with_inputs
 from graphdsl.passes.structure import Structures
-
-if TYPE_CHECKING:
-    from graphdsl.backend import Target
 
 RULE = "RotateRepeat"
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from graphdsl.errors import GraphError
 from graphdsl.ir import Graph, Node, Size, TensorType, Value
@@ -18,13 +18,10 @@ from graphdsl.ops.collectives import all_gather, all_reduce
 from graphdsl.ops.linear import embedding
 from graphdsl.ops.math import add, equal, maximum, minimum, sub, where
 from graphdsl.ops.shape import concat, expand, reshape, slice, split, transpose
-from graphdsl.passes.base import Fired, Missed, Result
+from graphdsl.passes.base import Fired, Missed, Result, Target
 from graphdsl.passes.linear import is_made_of_params
 from graphdsl.passes.roll import is_layer, opened
 from graphdsl.passes.shard_axes import LINEARS, Cut, Misfit, NotCut, Region, Segment
-
-if TYPE_CHECKING:
-    from graphdsl.backend import Target
 
 RULE = "Shard"
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from graphdsl.errors import GraphError
 from graphdsl.ir import Dim, Graph, Node, Size, TensorType, Value
@@ -17,13 +17,10 @@ from graphdsl.layer import Layer, trace
 from graphdsl.ops.attention import attention
 from graphdsl.ops.kv import kv_append
 from graphdsl.ops.shape import concat, slice, take_rows
-from graphdsl.passes.base import Fired, Result
+from graphdsl.passes.base import Fired, Result, Target
 from graphdsl.passes.pipeline import configured
 from graphdsl.passes.sizes import Sizes
 from graphdsl.passes.surface import surfaced
-
-if TYPE_CHECKING:
-    from graphdsl.backend import Target
 
 PARTS = ("block", "block_cache")
 CACHES = ("shift", "append")

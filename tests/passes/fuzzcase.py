@@ -10,7 +10,7 @@ from functools import cache
 from passcase import CPU, PLAIN, SINGLE, WHOLE
 from random_graphs import random_graph
 
-from graphdsl.backend import Target
+from graphdsl.passes.base import Target
 from graphdsl.passes.catalogue import FUSIONS, groups
 from graphdsl.passes.pipeline import Lowered, run_pipeline
 from graphdsl.printer import text

@@ -10,10 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from graphdsl.backend import Target
 from graphdsl.backends.cpu.backend import BACKEND
 from graphdsl.errors import GraphError, Loc
 from graphdsl.ir import Graph, TensorType, Value
+from graphdsl.passes.base import Target
 from graphdsl.passes.engine import apply_rules
 from graphdsl.passes.pipeline import Lowered
 from graphdsl.passes.rules import FusionRule, GroupRule

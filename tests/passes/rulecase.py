@@ -9,9 +9,8 @@ from typing import Any
 from passcase import Example, attribute_choices, before_of, drawn_types, names
 
 from graphdsl import ops
-from graphdsl.backend import Target
 from graphdsl.ir import Graph
-from graphdsl.passes.base import Missed
+from graphdsl.passes.base import Missed, Target
 from graphdsl.passes.engine import apply_rules
 from graphdsl.passes.pipeline import run_pipeline
 from graphdsl.printer import text

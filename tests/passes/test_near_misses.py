@@ -9,13 +9,13 @@ from attentioncase import keys, operands, positions, rows, scores_of, tokens
 from passcase import CPU, PLAIN, WHOLE, assert_same, graph_of, leaf, names
 from rulecase import only_miss
 
-from graphdsl.backend import Target
 from graphdsl.ir import Graph, Size, Value
 from graphdsl.ops.attention import attention
 from graphdsl.ops.linear import matmul
 from graphdsl.ops.math import logical_and, tanh, where
 from graphdsl.ops.norm import softmax
 from graphdsl.ops.shape import arange, concat, expand, reshape, slice
+from graphdsl.passes.base import Target
 from graphdsl.passes.pipeline import run_pipeline
 from graphdsl.passes.position import TurnedPairs
 

@@ -8,7 +8,6 @@ import pytest
 from passcase import CPU, PLAIN, WHOLE, graph_of, leaf
 from random_layers import DecoderLayer, DecoderModel, ModelShape, Shape
 
-from graphdsl.backend import Target
 from graphdsl.ir import Dim, Graph, Layout, TensorType, Value
 from graphdsl.layer import BATCH, SLOTS, trace
 from graphdsl.ops.activation import gelu, silu
@@ -19,6 +18,7 @@ from graphdsl.ops.math import cast, tanh
 from graphdsl.ops.norm import rms_norm, softmax
 from graphdsl.ops.position import rope
 from graphdsl.ops.shape import concat, reshape, split, transpose
+from graphdsl.passes.base import Target
 from graphdsl.passes.pipeline import run_pipeline
 from graphdsl.printer import text
 

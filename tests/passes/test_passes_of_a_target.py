@@ -8,11 +8,10 @@ from typing import ClassVar
 import pytest
 from passcase import CPU, graph_of
 
-from graphdsl.backend import Target
 from graphdsl.errors import GraphError
 from graphdsl.ir import Graph, TensorType, Value
 from graphdsl.ops import linear
-from graphdsl.passes.base import CheckFailed, Fired, Result
+from graphdsl.passes.base import CheckFailed, Fired, Result, Target
 from graphdsl.passes.pipeline import PIPELINE, Lowered, passes_for, run_pipeline
 from graphdsl.passes.rewrite import substitute
 from graphdsl.recipes import recipe_inputs, recipe_json

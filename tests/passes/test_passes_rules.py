@@ -8,13 +8,12 @@ import pytest
 from passcase import CPU, WHOLE, self_check
 from twins import twins
 
-from graphdsl.backend import Target
 from graphdsl.ir import Value
 from graphdsl.ops.activation import geglu, silu, swiglu
 from graphdsl.ops.linear import linear
 from graphdsl.ops.norm import add_rms_norm
 from graphdsl.ops.shape import concat, split
-from graphdsl.passes.base import CheckFailed
+from graphdsl.passes.base import CheckFailed, Target
 from graphdsl.passes.catalogue import FUSIONS, groups
 from graphdsl.passes.linear import MergeLinears
 from graphdsl.passes.norm import AddRMSNorm

@@ -10,14 +10,13 @@ import pytest
 from passcase import CPU, PLAIN, WHOLE, assert_same, graph_of, leaf, names
 from random_layers import DecoderLayer, DecoderModel, ModelShape, Shape
 
-from graphdsl.backend import Target
 from graphdsl.ir import Dim, Graph, Layout, Node
 from graphdsl.layer import Layer, Model, Param, trace
 from graphdsl.models.llama import Config, Llama
 from graphdsl.op import constant_of
 from graphdsl.ops.linear import linear
 from graphdsl.ops.math import add, tanh
-from graphdsl.passes.base import CheckFailed, Result
+from graphdsl.passes.base import CheckFailed, Result, Target
 from graphdsl.passes.memory import ordered
 from graphdsl.passes.pipeline import PIPELINE, Lowered, run_pipeline
 from graphdsl.passes.roll import longest_run

@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
-from graphdsl.backend import Target
 from graphdsl.ir import FLOATS, Node, Value
 from graphdsl.ops.math import logical_not
 from graphdsl.passes import expand
+from graphdsl.passes.base import Target
 from graphdsl.passes.overlay import Overlay
 from graphdsl.passes.rules import Candidate, FusionRule, Rule
 from graphdsl.signature import parse_terms

@@ -12,8 +12,7 @@ import torch.distributed
 from graphdsl.commands.parallel import joined, passes_of
 from graphdsl.commands.session import Launch
 from graphdsl.errors import GraphError, ToolError
-from graphdsl.runtime.group import SUM, Group, tensor_at
-from graphdsl.runtime.operator import _check_group
+from graphdsl.runtime.group import SUM, Group, check_group, tensor_at
 
 GATHER = 1
 F32, BF16 = 0, 1
@@ -93,13 +92,13 @@ def test_no_process_group() -> None:
 def test_builds_for_another_rank(built: dict[str, int] | None, group: Group | None,
                                  message: str) -> None:
     with pytest.raises(GraphError, match=message):
-        _check_group(Path("build"), built, group)
+        check_group(Path("build"), built, group)
 
 
 def test_builds_for_this_rank() -> None:
-    _check_group(Path("build"), None, None)
-    _check_group(Path("build"), None, of(0, 1))
-    _check_group(Path("build"), {"rank": 1, "ranks": 2}, of(1, 2))
+    check_group(Path("build"), None, None)
+    check_group(Path("build"), None, of(0, 1))
+    check_group(Path("build"), {"rank": 1, "ranks": 2}, of(1, 2))
 
 
 def test_options_of_shard_are_its_own() -> None:

@@ -79,16 +79,17 @@ template <class E> GD_INLINE i64 row_bytes(i64 dim) {
   return dim * i64(sizeof(E)) + (same<E, int8_t>::value ? 4 : 0);
 }
 // Rows of a tile, and for each the one that is fetched meanwhile: whole rows one after the other,
-// which is how memory is read fastest.
+// which is how memory is read fastest.  It is handed on by reference, with a row to begin at: put
+// together anew for every call it would be loaded before its stores are done.
 template <class E> struct Reading {
   const E* const* row;
   const char* const* coming;
   i64 dim;
 
-  GD_INLINE Reading from(i64 i) const { return {row + i, coming + i, dim}; }
   GD_INLINE void fetch(i64 i) const {
     const char* at = coming[i];
-    for (const char* const end = at + dim * i64(sizeof(E)); at < end; at += 64) __builtin_prefetch(at);
+    const char* const end = at + dim * i64(sizeof(E));
+    for (; at < end; at += 64) __builtin_prefetch(at);
   }
 };
 
@@ -144,16 +145,17 @@ GD_INLINE void dot_rows(const float* q, i64 q_stride, const E* const* row, i64 d
   for (int j = 0; j < K * Q; ++j) sums[j % Q][j / Q] = acc[0][0][j / Q][j % Q];
 }
 
-// scores[r][0 .. W) = q[r] . k[0 .. W) for Q queries.
+// scores[r][0 .. W) = q[r] . k[at .. at + W) for Q queries.
 template <int Q, class E>
-GD_NOINLINE void dot_vector(const float* q, i64 q_stride, Reading<E> k, float* scores) {
+GD_NOINLINE void dot_vector(const float* q, i64 q_stride, const Reading<E>& k, i64 at,
+                            float* scores) {
   // Where unpacking is what takes time, one query is loaded for many rows.
   constexpr int K = Q > 1 ? 2 : !same<E, int8_t>::value ? 1 : W < 8 ? W : 8;
   F sums[Q][W];
   for (int i = 0; i < W; i += K) {
-    for (int j = 0; j < K; ++j) k.fetch(i + j);
+    for (int j = 0; j < K; ++j) k.fetch(at + i + j);
     F some[Q][W];
-    dot_rows<Q, K>(q, q_stride, k.row + i, k.dim, some);
+    dot_rows<Q, K>(q, q_stride, k.row + at + i, k.dim, some);
 #pragma GCC unroll 4
     for (int r = 0; r < Q; ++r)
 #pragma GCC unroll 8
@@ -189,20 +191,21 @@ GD_INLINE void add_values(const float* weights, const E* const* v, i64 keys, i64
 #pragma GCC unroll 8
     for (int c = 0; c < C; ++c) store(sums + q * sums_stride + d + c * W, acc[q][c], Full{});
 }
-// All dimensions of a few keys, for several queries.
+// All dimensions of a few keys from `at` on, for several queries.
 template <int Q, class E>
-GD_NOINLINE void add_rows(const float* weights, Reading<E> v, i64 keys, float* sums,
+GD_NOINLINE void add_rows(const float* weights, const Reading<E>& v, i64 at, i64 keys, float* sums,
                           i64 sums_stride) {
+  const E* const* const row = v.row + at;
   constexpr int C = Q == 2 ? 4 : 8 / Q, Wide = C * W;
   i64 d = 0, fetched = 0;
   for (; d + Wide <= v.dim; d += Wide) {
-    for (; fetched < keys && fetched * v.dim < keys * (d + Wide); ++fetched) v.fetch(fetched);
-    add_values<Q, C>(weights, v.row, keys, d, sums, sums_stride, Full{});
+    for (; fetched < keys && fetched * v.dim < keys * (d + Wide); ++fetched) v.fetch(at + fetched);
+    add_values<Q, C>(weights, row, keys, d, sums, sums_stride, Full{});
   }
   for (; d + unit<E> <= v.dim; d += unit<E>)
-    add_values<Q, unit<E> / W>(weights, v.row, keys, d, sums, sums_stride, Full{});
+    add_values<Q, unit<E> / W>(weights, row, keys, d, sums, sums_stride, Full{});
   if (d < v.dim)
-    add_values<Q, unit<E> / W>(weights, v.row, keys, d, sums, sums_stride, Tail{int(v.dim - d)});
+    add_values<Q, unit<E> / W>(weights, row, keys, d, sums, sums_stride, Tail{int(v.dim - d)});
 }
 // The same for one query: sums are loaded and stored again, so that rows are read side by side.
 template <int K, class E, class L>
@@ -218,25 +221,25 @@ GD_INLINE void add_unit(const F (&weight)[K], const E* const* v, i64 d, float* s
   }
 }
 template <int K, class E>
-GD_NOINLINE void add_side(const float* weights, Reading<E> v, float* sums) {
+GD_NOINLINE void add_side(const float* weights, const Reading<E>& v, i64 at, float* sums) {
   F weight[K];
   for (int k = 0; k < K; ++k) weight[k] = splat(weights[k]);
   const E* row[K];
-  for (int k = 0; k < K; ++k) row[k] = v.row[k];
+  for (int k = 0; k < K; ++k) row[k] = v.row[at + k];
   const i64 each = round_up((v.dim + K - 1) / K, unit<E>);
   i64 d = 0;
   for (int k = 0; k < K; ++k) {
-    v.fetch(k);
+    v.fetch(at + k);
     for (const i64 end = least(v.dim - unit<E> + 1, (k + 1) * each); d < end; d += unit<E>)
       add_unit<K>(weight, row, d, sums, Full{});
   }
   if (d < v.dim) add_unit<K>(weight, row, d, sums, Tail{int(v.dim - d)});
 }
 template <class E>
-GD_INLINE void add_one(const float* weights, Reading<E> v, i64 keys, float* sums) {
+GD_INLINE void add_one(const float* weights, const Reading<E>& v, i64 at, i64 keys, float* sums) {
   i64 i = 0;
-  for (; i + 4 <= keys; i += 4) add_side<4>(weights + i, v.from(i), sums);
-  for (; i < keys; ++i) add_side<1>(weights + i, v.from(i), sums);
+  for (; i + 4 <= keys; i += 4) add_side<4>(weights + i, v, at + i, sums);
+  for (; i < keys; ++i) add_side<1>(weights + i, v, at + i, sums);
 }
 
 // body(first, Count<Q>) for all of `rows` queries, at most four at once.
@@ -260,11 +263,11 @@ GD_INLINE void scale_scores(const E* const* row, i64 dim, i64 rows, float* score
 
 // scores[r][i] = q[r] . k[i], W keys for all queries while they are in L1.
 template <class E>
-GD_NOINLINE void dot_keys(const float* q, i64 q_stride, i64 rows, Reading<E> k, i64 keys,
+GD_NOINLINE void dot_keys(const float* q, i64 q_stride, i64 rows, const Reading<E>& k, i64 keys,
                           float* scores) {
   for (i64 i = 0; i < keys; i += W) {
     for_queries(rows, [&](i64 r, auto count) {
-      dot_vector<decltype(count)::value>(q + r * q_stride, q_stride, k.from(i),
+      dot_vector<decltype(count)::value>(q + r * q_stride, q_stride, k, i,
                                          scores + r * scores_stride + i);
     });
     scale_scores(k.row + i, k.dim, rows, scores + i);
@@ -274,7 +277,7 @@ GD_NOINLINE void dot_keys(const float* q, i64 q_stride, i64 rows, Reading<E> k, 
 // sums[r] += weights[r] v, a few keys for all queries while they are in L1; the scales of the keys
 // go into the weights.
 template <class E>
-GD_NOINLINE void add_keys(float* weights, i64 rows, Reading<E> v, i64 keys, float* sums,
+GD_NOINLINE void add_keys(float* weights, i64 rows, const Reading<E>& v, i64 keys, float* sums,
                           i64 sums_stride) {
   constexpr i64 step = 16;
   for (i64 i = 0; i < keys; i += W) scale_scores(v.row + i, v.dim, rows, weights + i);
@@ -285,9 +288,9 @@ GD_NOINLINE void add_keys(float* weights, i64 rows, Reading<E> v, i64 keys, floa
       const i64 n = least(step, keys - i);
       float* const to = sums + r * sums_stride;
       if constexpr (Q == 1 && !same<E, int8_t>::value)
-        add_one(weight, v.from(i), n, to);
+        add_one(weight, v, i, n, to);
       else
-        add_rows<Q>(weight, v.from(i), n, to, sums_stride);
+        add_rows<Q>(weight, v, i, n, to, sums_stride);
     });
 }
 

@@ -21,11 +21,9 @@ struct FewScratch {
   i64 q_stride, sums_stride, rows, together;
   float *q, *scores, *work, *shared;
 
-  // What lies behind the scores is aligned to vectors.
-  static i64 scores_floats(i64 rows) { return round_up(rows * scores_stride, 16); }
   static i64 floats(i64 rows, i64 together, i64 dim, i64 value_dim) {
     const i64 q = query_stride(dim), v = unpacked_floats(value_dim), all = rows * together;
-    return round_up(all * (q + 3 * (v + 16)) + scores_floats(rows), 16);
+    return round_up(all * (q + 3 * (v + 16)) + rows * scores_stride, 16);
   }
   FewScratch(char* base, int thread, i64 rows_, i64 together_, i64 dim, i64 value_dim)
       : q_stride(query_stride(dim)),
@@ -33,9 +31,9 @@ struct FewScratch {
         rows(rows_),
         together(together_) {
     q = reinterpret_cast<float*>(base) + thread * floats(rows, together, dim, value_dim);
-    scores = q + rows * together * q_stride;
-    work = scores + scores_floats(rows);
+    work = q + rows * together * q_stride;
     shared = work + rows * together * sums_stride;
+    scores = shared + 2 * rows * together * sums_stride;  // last: they are not whole vectors
   }
   // A row of sums: the running softmax in its first 16 floats, then the values.
   float* partial(int which) const {

@@ -10,21 +10,6 @@ constexpr i64 few_queries = 16;  // tokens times heads of a group
 constexpr i64 fetched_ahead = 8192;  // bytes of the cache
 constexpr i64 shared_keys = 16;  // of a tile that all heads read: few enough to stay in L1
 
-// For every row of a tile the one that is read a little later: of the tile, or of `then`, what is
-// read after it.  Wherever they lie, no tile begins by waiting for its first rows.
-struct Coming {
-  const char* row[tile_keys];
-
-  template <class E, class Then>
-  GD_INLINE Coming(const TileRows<E>& rows, i64 n, i64 ahead, const TileRows<Then>& then,
-                   i64 then_n) {
-    const auto address = [](const void* p) { return static_cast<const char*>(p); };
-    i64 i = 0;
-    for (; i + ahead < n; ++i) row[i] = address(rows.row[i + ahead]);
-    for (; i < least(n, n - ahead + then_n); ++i) row[i] = address(then.row[i + ahead - n]);
-    for (; i < round_up(n, W); ++i) row[i] = address(rows.row[i]);
-  }
-};
 // Not more than a tile has, since no more than the next tile is known.
 template <class E> GD_INLINE i64 rows_ahead(i64 dim, i64 keys) {
   return most(1, least(fetched_ahead / row_bytes<E>(dim), keys));
@@ -46,9 +31,9 @@ struct FewScratch {
         rows(rows_),
         together(together_) {
     q = reinterpret_cast<float*>(base) + thread * floats(rows, together, dim, value_dim);
-    scores = q + rows * together * q_stride;
-    work = scores + rows * scores_stride;
+    work = q + rows * together * q_stride;
     shared = work + rows * together * sums_stride;
+    scores = shared + 2 * rows * together * sums_stride;  // last: they are not whole vectors
   }
   // A row of sums: the running softmax in its first 16 floats, then the values.
   float* partial(int which) const {
@@ -66,16 +51,37 @@ GD_INLINE void set_running(float* row, Running run) {
 struct Tile {
   i64 first, i, key, keys, next_i, next_key, then;
 };
+// The rows of a tile in the order in which they are read: keys, values, and the first keys of the
+// next tile.  What is fetched meanwhile stands a little further on: wherever rows lie, no tile
+// begins by waiting for its first ones, and nothing is copied to say so.
+template <class K, class V> struct Order {
+  Address row[3 * tile_keys];
+  i64 whole, k_ahead, v_ahead;
+
+  template <class A>
+  GD_INLINE Order(const A& a, const Sequence& of, const Tile& tile)
+      : whole(round_up(tile.keys, W)),
+        k_ahead(rows_ahead<K>(a.dim, tile.keys)),
+        v_ahead(rows_ahead<V>(a.value_dim, tile.keys)) {
+    const i64 then = least(tile.then, v_ahead);
+    find_rows(a.k, of, tile.first + tile.i, tile.key, tile.keys, at<K>(0));
+    find_rows(a.v, of, tile.first + tile.i, tile.key, tile.keys, at<V>(whole));
+    find_rows(a.k, of, tile.first + tile.next_i, tile.next_key, then, at<K>(2 * whole));
+    for (i64 i = round_up(then, W); i < v_ahead; ++i) row[2 * whole + i] = row[0];
+  }
+  template <class E> GD_INLINE const E** at(i64 i) {
+    return reinterpret_cast<const E**>(row + i);
+  }
+  GD_INLINE Reading<K> keys(i64 dim) { return {at<K>(0), row + k_ahead, dim}; }
+  GD_INLINE Reading<V> values(i64 dim) { return {at<V>(whole), row + whole + v_ahead, dim}; }
+};
 template <class T, class K, class V>
-GD_NOINLINE void few_tile(const Attention<T, K, V>& a, const Sequence& of, const Tile& tile, const float* q,
-                          const FewScratch& s, float* sums) {
+GD_NOINLINE void few_tile(const Attention<T, K, V>& a, const Sequence& of, const Tile& tile,
+                          const float* q, const FewScratch& s, float* sums) {
   const i64 group = a.heads / a.kv_heads, g = tile.first + tile.i, key = tile.key;
   const i64 keys = tile.keys;
-  const TileRows k(a.k, of, g, key, keys), v(a.v, of, g, key, keys);
-  const TileRows next(a.k, of, tile.first + tile.next_i, tile.next_key, tile.then);
-  const Coming k_coming(k, keys, rows_ahead<K>(a.dim, keys), v, keys);
-  const Coming v_coming(v, keys, rows_ahead<V>(a.value_dim, keys), next, tile.then);
-  dot_keys(q, s.q_stride, s.rows, Reading<K>{k.row, k_coming.row, a.dim}, keys, s.scores);
+  Order<K, V> order(a, of, tile);
+  dot_keys(q, s.q_stride, s.rows, order.keys(a.dim), keys, s.scores);
   for (i64 r = 0; r < s.rows; ++r) {
     const i64 t = r / group;
     float* row = sums + r * s.sums_stride;
@@ -87,8 +93,7 @@ GD_NOINLINE void few_tile(const Attention<T, K, V>& a, const Sequence& of, const
     set_running(row, run);
     shrink_row(row + 16, s.sums_stride - 16, shrink);
   }
-  add_keys(s.scores, s.rows, Reading<V>{v.row, v_coming.row, a.value_dim}, keys, sums + 16,
-           s.sums_stride);
+  add_keys(s.scores, s.rows, order.values(a.value_dim), keys, sums + 16, s.sums_stride);
 }
 
 template <class A>

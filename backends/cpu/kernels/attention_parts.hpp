@@ -78,11 +78,16 @@ template <class A> inline Range seen_by_any(const A& a, const Sequence& s, i64 b
 
 // Where the rows of a tile of keys or values begin; those that fill up the last vector are the last
 // one again.
+template <class E>
+GD_INLINE void find_rows(const Cache<const E>& c, const Sequence& s, i64 head, i64 slot, i64 n,
+                         const E** row) {
+  c.rows(s.b, slot, n, head, c.origin(s.length), row);
+  for (i64 i = n; i < round_up(n, W); ++i) row[i] = row[n - 1];
+}
 template <class E> struct TileRows {
   const E* row[tile_keys];
   GD_INLINE TileRows(const Cache<const E>& c, const Sequence& s, i64 head, i64 slot, i64 n) {
-    c.rows(s.b, slot, n, head, c.origin(s.length), row);
-    for (i64 i = n; i < round_up(n, W); ++i) row[i] = row[n - 1];
+    find_rows(c, s, head, slot, n, row);
   }
 };
 

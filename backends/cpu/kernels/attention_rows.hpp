@@ -78,12 +78,14 @@ template <int S = W / 2> GD_INLINE F sums_of(F* v) {
 template <class E> GD_INLINE i64 row_bytes(i64 dim) {
   return dim * i64(sizeof(E)) + (same<E, int8_t>::value ? 4 : 0);
 }
+// Where a row begins, of whatever type.
+typedef const char* Address __attribute__((may_alias));
 // Rows of a tile, and for each the one that is fetched meanwhile: whole rows one after the other,
 // which is how memory is read fastest.  It is handed on by reference, with a row to begin at: put
 // together anew for every call it would be loaded before its stores are done.
 template <class E> struct Reading {
   const E* const* row;
-  const char* const* coming;
+  const Address* coming;
   i64 dim;
 
   GD_INLINE void fetch(i64 i) const {

@@ -14,7 +14,7 @@ from torch.nn.functional import rms_norm, silu
 
 from graphdsl.backends.ascend.compiling import compile_library
 from graphdsl.backends.ascend.render import render
-from graphdsl.runtime._native import Library, Plan
+from graphdsl.runtime._native import Addresses, Library, Plan
 
 
 def build(case: Case, folder: Path, cache: Path) -> Path:
@@ -43,7 +43,7 @@ class Loaded:
             self.plans[dims] = Plan(self.library, list(dims), 1, 0, self.given, self.params, 1, [],
                                     [])
         plan = self.plans[dims]
-        plan.bind([p.data_ptr() for p in params])
+        plan.bind(Addresses([p.data_ptr() for p in params]))
         assert plan.step([t.data_ptr() for t in (*inputs, output)])
         return output
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from graphdsl.commands.session import Launch
@@ -47,7 +49,7 @@ def passes_of(passes: Mapping[str, Mapping[str, str]], group: Group | None,
 @contextmanager
 def joined(launch: Launch | None) -> Iterator[Group | None]:
     """The group of all ranks, or None for a process by itself. Raises ToolError where they do not
-    find one another."""
+    find one another, and where torchrun ends this one."""
     from graphdsl.runtime.group import Group
 
     if launch is None or launch.ranks == 1:
@@ -61,8 +63,24 @@ def joined(launch: Launch | None) -> Iterator[Group | None]:
     except (RuntimeError, ValueError) as error:
         raise ToolError(f"rank {launch.rank}: the {launch.ranks} ranks do not find one another at "
                         f"{launch.address}:{launch.port}", output=str(error)) from None
-    yield Group(every)
+    with _told_to_end(launch):
+        yield Group(every)
     torch.distributed.destroy_process_group()
+
+
+@contextmanager
+def _told_to_end(launch: Launch) -> Iterator[None]:
+    """Turns SIGTERM into a ToolError for a while: torchrun sends it to the other ranks when one has
+    ended, maybe before they have seen that themselves."""
+    def end(signum: int, frame: FrameType | None) -> None:
+        raise ToolError(f"rank {launch.rank}: told to end; another of the {launch.ranks} ranks has "
+                        "ended or does not answer, or torchrun was stopped")
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 __all__ = ["check_launch", "joined", "passes_of"]

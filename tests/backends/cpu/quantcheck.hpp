@@ -142,7 +142,8 @@ template <class Q, class T> void test_format() {
   // Threads share the rows that they prepare where those are large.
   const i64 cases[][4] = {{1, 1, wide, 3 * step},  {2, 2, wide, 5 * step},
                           {2, 5, 7, 9 * step},     {3, 12, gd::NB + 1, 45 * step},
-                          {2, 33, wide, 7 * step}, {1, 64, 19, 2 * step}};
+                          {2, 13, wide, 7 * step}, {2, 33, wide, 7 * step},
+                          {1, 64, 19, 2 * step}};
   for (const auto& c : cases) test_matmul<Q, T>(int(c[0]), c[1], c[2], c[3]);
   test_embedding<Q, T>(2, 3 * gd::NB - 5, 3 * step);
   if (!Q::int_act) test_uneven_rows<Q, T>();

@@ -2,10 +2,11 @@
 // multiplied with them.
 //
 // Few rows are bound by reading the weights, so little may be done for each of them.  Rows of bf16
-// are multiplied as whole numbers of 16 bits with a scale for each block, and, where the format
-// asks for it, of 8 bits.  Rows of f32 are multiplied with weights that become f32 in two
-// operations: a weight's float keeps the numbers below it in its word as a fraction, which saves a
-// shift, and x is changed so that those add up to nothing.
+// are multiplied as whole numbers of 16 bits with a scale for each block.  Where the format asks for
+// rows of 8 bits, weights of 4 bits have them; those of 8 bits would gain nothing by them, and rows
+// of any dtype have 16 bits there.  Other rows of f32 are multiplied with weights that become f32 in
+// two operations: a weight's float keeps the numbers below it in its word as a fraction, which saves
+// a shift, and x is changed so that those add up to nothing.
 #pragma once
 #include "quant.hpp"
 
@@ -58,29 +59,27 @@ GD_INLINE I add_pairs(I acc, S a, S b) {
   return acc;
 #endif
 }
-// acc + the products of four bytes, w without and x with a sign.  Where bytes are multiplied into
-// halves of 16 bits, those of weights of 4 bits gather there, for the room is enough for a block.
-template <int Bits> GD_INLINE I add_bytes(I acc, I w, I x) {
+// acc + the products of four bytes each, w of 4 bits and x with a sign.  Where bytes are multiplied
+// into halves of 16 bits, those gather there: the room is enough for a block.
+GD_INLINE I add_bytes(I acc, I w, I x) {
 #if defined(GD_VNNI)
   __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(w), "v"(x));
   return acc;
+#elif defined(GD_MADD)
+  acc = (I)((S)acc + multiply_bytes(w, x));
+  keep_order(acc);
+  return acc;
 #else
-#if defined(GD_MADD)
-  if constexpr (Bits == 4) {
-    acc = (I)((S)acc + multiply_bytes(w, x));
-    keep_order(acc);
-    return acc;
-  }
-#endif
   acc = add_pairs(acc, (S)(w & 0x00ff00ff), (S)((US)x << 8) >> 8);
   return add_pairs(acc, (S)((US)w >> 8), (S)x >> 8);
 #endif
 }
-template <int Bits> GD_INLINE I gathered(I acc) {
+GD_INLINE I gathered(I acc) {
 #if defined(GD_MADD)
-  if constexpr (Bits == 4) return multiply_pairs((S)acc, S{} + 1);
-#endif
+  return multiply_pairs((S)acc, S{} + 1);
+#else
   return acc;
+#endif
 }
 
 // A block of a row of x for float products: the numbers as they are multiplied, their sum, and what
@@ -89,11 +88,16 @@ template <class Q> struct FloatBlock {
   float start, sum;
   float x[Q::block];
 };
-// The same for integer products: x = scale * q, and `start` as accumulators hold it.
-template <class Q, class E> struct WholeBlock {
+// The same for integer products, x = scale * q. `start` is what accumulators of shorts hold, and what
+// joins the sum of the products of bytes.
+template <class Q> struct ShortBlock {
   float scale, sum;
   int32_t start;
-  E x[Q::block];
+  int16_t x[Q::block];
+};
+template <class Q> struct ByteBlock {
+  float scale, sum, start;
+  int8_t x[Q::block];
 };
 
 // Numbers 0 .. per_word - 1 of a word from its low end on: x[i] belongs to u[i] << bits * i, and a
@@ -122,24 +126,30 @@ template <class Q> GD_INLINE float largest(const float* x) {
   return max_of(top);
 }
 
-template <class Q> GD_INLINE void prepare(const float* x, WholeBlock<Q, int8_t>& to) {
-  const float top = largest<Q>(x), inverse = top > 0 ? 127 / top : 0;
-  int32_t sums[4] = {};
+// The numbers of a block divided by the scale, as whole numbers, and their sum.
+template <class Q> struct Whole {
+  alignas(64) int32_t x[Q::block];
+  float sum;
+};
+template <class Q> GD_INLINE Whole<Q> whole(const float* x, float inverse) {
+  Whole<Q> made;
+  I sum = {};
   for (int i = 0; i < Q::block; i += W) {
-    const I whole = to_i(round_small(load(x + i, Full{}) * inverse));
-    for (int l = 0; l < W; ++l) {
-      to.x[i + l] = int8_t(whole[l]);
-      sums[l % 4] += int8_t(whole[l]);
-    }
+    const I here = to_i(round_small(load(x + i, Full{}) * inverse));
+    store(made.x + i, here, Full{});
+    sum += here;
   }
-  const int32_t low = sums[0] + sums[1], high = sums[2] + sums[3];
+  made.sum = gd::sum(to_f(sum));
+  return made;
+}
+
+template <class Q> GD_INLINE void prepare(const float* x, ByteBlock<Q>& to) {
+  const float top = largest<Q>(x);
+  const auto q = whole<Q>(x, top > 0 ? 127 / top : 0);
   to.scale = top / 127;
-  to.sum = to.scale * float(low + high);
-  to.start = -Q::bias * (low + high);
-#if defined(GD_MADD)
-  if (Q::bits == 4)
-    to.start = int32_t(uint32_t(-Q::bias * high) << 16 | (uint32_t(-Q::bias * low) & 0xffff));
-#endif
+  to.sum = to.scale * q.sum;
+  to.start = -float(Q::bias) * to.sum;
+  for (int i = 0; i < Q::block; ++i) to.x[i] = int8_t(q.x[i]);
 }
 
 // Which number of a word of x stands at place i, so that the pairs of a word are those of weights.
@@ -147,24 +157,20 @@ template <class Q> constexpr int paired(int i) {
   return Q::bits == 8 ? i % 2 * 2 + i / 2 : i % 2 * 2 + i / 2 % 2 * 4 + i / 4;
 }
 // The scale is a power of two, so bf16 down to 1/128 of the largest are kept as they are.
-template <class Q> GD_INLINE void prepare(const float* x, WholeBlock<Q, int16_t>& to) {
+template <class Q> GD_INLINE void prepare(const float* x, ShortBlock<Q>& to) {
   const float top = largest<Q>(x);
-  // 2^(14 - exponent) and its inverse; what is no normal float counts as nothing or as infinite.
-  const int32_t exponent = int32_t(float_to_bits(top) >> 23);
-  const bool normal = exponent > 14 && exponent < 255;
-  const float up = normal ? bits_to_float(uint32_t(268 - exponent) << 23) : 0;
-  to.scale = normal ? bits_to_float(uint32_t(exponent - 14) << 23) : exponent < 255 ? 0 : top;
-  alignas(64) int32_t whole[Q::block];
-  for (int i = 0; i < Q::block; i += W)
-    store(whole + i, to_i(round_small(load(x + i, Full{}) * up)), Full{});
-  int32_t sum = 0;
+  // 2^(14 - exponent) and its inverse, of an exponent more where the largest would be rounded up to
+  // 2^15; what is no normal float counts as nothing or as infinite.
+  const uint32_t bits = float_to_bits(top), exponent = (bits + 0x100) >> 23;
+  const bool finite = bits < 0x7f800000, normal = finite && exponent > 14;
+  const float up = normal ? bits_to_float((268 - exponent) << 23) : 0;
+  to.scale = normal ? bits_to_float((exponent - 14) << 23) : finite ? 0 : top;
+  const auto q = whole<Q>(x, up);
+  to.sum = to.scale * q.sum;
+  to.start = -Q::bias * int32_t(q.sum);
   for (int begin = 0; begin < Q::block; begin += Q::per_word)
-    for (int i = 0; i < Q::per_word; ++i) {
-      sum += whole[begin + i];
-      to.x[begin + i] = int16_t(whole[begin + paired<Q>(i)]);
-    }
-  to.sum = to.scale * float(sum);
-  to.start = -Q::bias * sum;
+    for (int i = 0; i < Q::per_word; ++i)
+      to.x[begin + i] = int16_t(q.x[begin + paired<Q>(i)]);
 }
 
 // What a tile does with a word of weights in each of its panels, for every row.
@@ -202,15 +208,17 @@ template <class Q> struct FloatRows {
 };
 
 template <class Q> struct ByteRows {
-  using Block = WholeBlock<Q, int8_t>;
+  using Block = ByteBlock<Q>;
   using Acc = I;
-  static GD_INLINE I start(const Block& x) { return splat_i(x.start); }
-  static GD_INLINE F sum(I acc, const Block& x) { return to_f(gathered<Q::bits>(acc)) * x.scale; }
+  static GD_INLINE I start(const Block&) { return I{}; }
+  static GD_INLINE F sum(I acc, const Block& x) {
+    return fma(to_f(gathered(acc)), splat(x.scale), splat(x.start));
+  }
   template <int Rows, int Panels>
   static GD_INLINE void add(I (&acc)[Panels][Rows][V], const Block* const (&x)[Rows], int word,
                             const char* w, i64 panel_bytes) {
 #pragma GCC unroll 2
-    for (int half = 0; half < 8 / Q::bits; ++half)
+    for (int half = 0; half < 2; ++half)
 #pragma GCC unroll 6
       for (int r = 0; r < Rows; ++r) {
         const I bytes = splat_i(load_word(x[r]->x + word * Q::per_word + half * 4));
@@ -218,16 +226,15 @@ template <class Q> struct ByteRows {
         for (int p = 0; p < Panels; ++p)
 #pragma GCC unroll 4
           for (int v = 0; v < V; ++v) {
-            const I u = load_raw<I>(w + p * panel_bytes + v * W * 4, Full{});
-            const I weight = Q::bits == 8 ? u : (I)((U)u >> (half * 4)) & 0x0f0f0f0f;
-            acc[p][r][v] = add_bytes<Q::bits>(acc[p][r][v], weight, bytes);
+            const U u = load_raw<U>(w + p * panel_bytes + v * W * 4, Full{});
+            acc[p][r][v] = add_bytes(acc[p][r][v], (I)(u >> (half * 4)) & 0x0f0f0f0f, bytes);
           }
       }
   }
 };
 
 template <class Q> struct ShortRows {
-  using Block = WholeBlock<Q, int16_t>;
+  using Block = ShortBlock<Q>;
   using Acc = I;
   static GD_INLINE I start(const Block& x) { return splat_i(x.start); }
   static GD_INLINE F sum(I acc, const Block& x) { return to_f(acc) * x.scale; }
@@ -256,13 +263,15 @@ template <class Q> struct ShortRows {
   }
 };
 
-template <class T, class Q, bool Bytes = Q::int_act> struct RowsOf {
+template <class Q> constexpr bool bytes = Q::int_act && Q::bits == 4;
+template <class T, class Q, bool Whole = Q::int_act || same<T, bf16>::value, bool = bytes<Q>>
+struct RowsOf {
   using type = FloatRows<Q>;
 };
-template <class Q> struct RowsOf<bf16, Q, false> {
+template <class T, class Q> struct RowsOf<T, Q, true, false> {
   using type = ShortRows<Q>;
 };
-template <class T, class Q> struct RowsOf<T, Q, true> {
+template <class T, class Q> struct RowsOf<T, Q, true, true> {
   using type = ByteRows<Q>;
 };
 

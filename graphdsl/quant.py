@@ -23,7 +23,8 @@ BITS = (4, 8)
 GROUPS = (0, 16, 32, 64, 128)
 SCALES = ("f16", "f32")
 ACTS = ("float", "int8")
-FORMATS = "int8, int4 (which is int4:32), int8:32, int4:128+offset; groups: 16, 32, 64, 128"
+FORMATS = ("int8, int4 (which is int4:32+offset), int8:32, int4:32, int4:128+offset; "
+           "groups: 16, 32, 64, 128")
 """What a format is written as, for whoever wrote another."""
 OWN, NONE = "file", "none"
 """Instead of a format: that of the model's file, or the layer's dtype whatever the file has."""
@@ -38,8 +39,9 @@ class Quant:
 
     `bits`: 4 or 8. `group`: numbers along k that share a scale (16, 32, 64, 128), or 0 for the
     whole row. With `offset`, w = q * scale + offset. `scale`: dtype of scales and offsets in
-    memory, which is f32 where a row has one. `act`: with "int8", rows of x are rounded to int8
-    for integer dot products, one scale per 32 numbers or per group.
+    memory, which is f32 where a row has one. `act`: with "int8", rows of x may be rounded to int8
+    for integer dot products, one scale per 32 numbers or per group; backends do so beside weights
+    of 4 bits (`rounds_rows`).
     """
 
     bits: int
@@ -77,6 +79,12 @@ class Quant:
         if str(quant) != text:
             raise ValueError(f"no format {text!r}")
         return quant
+
+    @property
+    def rounds_rows(self) -> bool:
+        """Whether rows of x are rounded to int8. Beside weights of 8 bits that would cost accuracy
+        and gain nothing: reading the weights takes longer than products of 16 bits."""
+        return self.act == "int8" and self.bits == 4
 
     @property
     def lowest(self) -> int:
@@ -166,7 +174,8 @@ def asked(quantize: str | None, act: str | None, dtype: str) -> Quant | None:
                              "weights alone", hint="--quantize int8")
         return None
     chosen = act_of(act, dtype)
-    text = {"int4": "int4:32", "int4+offset": "int4:32+offset"}.get(quantize, quantize)
+    # With an offset the steps cover the numbers of a group and no others: of 16, that counts.
+    text = "int4:32+offset" if quantize in ("int4", "int4+offset") else quantize
     try:
         quant = Quant.parse(text.replace("*", "?"))  # what x is rounded to is for --act to say
     except ValueError:

@@ -109,7 +109,7 @@ def kind(node: Node) -> str:
     if not products:
         return "f32"
     formats = [v.type.quant for n in products for v in n.inputs if v.type.quant]
-    if any(quant.act == "int8" for quant in formats):
+    if any(quant.rounds_rows for quant in formats):
         return "int8"
     return "bf16" if products[0].inputs[0].dtype == "bf16" else "f32"
 

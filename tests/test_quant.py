@@ -134,9 +134,16 @@ def test_bytes() -> None:
 def test_what_is_asked_for() -> None:
     assert asked(None, None, "bf16") is None
     assert asked("none", None, "bf16") is None
-    assert str(asked("int4", "bf16", "bf16")) == "int4:32"
+    assert str(asked("int4", "bf16", "bf16")) == "int4:32+offset"
+    assert str(asked("int4:32", "bf16", "bf16")) == "int4:32"
     assert str(asked("int4+offset", None, "f32")) == "int4:32+offset"
     assert str(asked("int8", "int8", "bf16")) == "int8*int8"
+
+
+def test_rows_are_rounded_beside_weights_of_4_bits() -> None:
+    assert Quant.parse("int4:32*int8").rounds_rows
+    assert not Quant.parse("int8:32*int8").rounds_rows
+    assert not Quant.parse("int4:32").rounds_rows
 
 
 @pytest.mark.parametrize(("quantize", "act", "message", "hint"), [

@@ -49,13 +49,13 @@ def test_formats_are_a_part_of_types(cli: Cli) -> None:
     assert "param %w : f32[48, 64]@int4:16+offset" in traced
     assert "param %bias : f32[64]\n" in traced
     after = cli("show", "layer.py", "--quantize", "int4", "--act", "int8", "--after", "quantise")
-    assert "param %w : f32[48, 64]@int4:32*int8" in after.out
+    assert "param %w : f32[48, 64]@int4:32+offset*int8" in after.out
     assert "param %out : f32[64, 48]\n" in after.out
 
 
 def test_explain_says_what_is_quantised_and_what_is_not(cli: Cli) -> None:
     lines = cli("explain", "layer.py", "--quantize", "int4", "--rule", "Quantise").out.splitlines()
-    assert "  fired   Quantise at layer.py:22 (w, int4:32) [quantise]" in lines
+    assert "  fired   Quantise at layer.py:22 (w, int4:32+offset) [quantise]" in lines
     nearly = next(line for line in lines if line.startswith("  missed"))
     assert "out: k is 48, no multiple of the group of 32" in nearly
     assert lines[-1] == "Quantise fired once, nearly once"
@@ -63,7 +63,7 @@ def test_explain_says_what_is_quantised_and_what_is_not(cli: Cli) -> None:
 
 def test_build_says_how_many(cli: Cli) -> None:
     out = cli("build", "layer.py", "--quantize", "int4", "--emit-only").out
-    assert ("quantise 1 of 2 weights: int4:32; out: k is 48, no multiple of the group of 32"
+    assert ("quantise 1 of 2 weights: int4:32+offset; out: k is 48, no multiple of the group of 32"
             in out.splitlines())
     assert "quantise" not in cli("build", "layer.py", "--emit-only").out
 

@@ -41,7 +41,7 @@ SMALL_LAYER = "--set hidden=64 --set heads=4 --set kv_heads=2 --set head_dim=16 
 CALLS = ("--batch 2 --tokens 5", "--batch 2 --tokens 1 --past 130", "--tokens 70 --past 3")
 LIBRARIES = (
     "", "--dtype bf16", "--quantize int8 --dtype bf16", "--quantize int8 --act int8",
-    "--quantize int4 --dtype bf16", "--quantize int4 --act int8 --dtype bf16",
+    "--quantize int4:32 --dtype bf16", "--quantize int4 --act int8 --dtype bf16",
     "--quantize int4:32+offset --pass kv_layout:policy=paged,block=16,storage=int8",
     "--pass kv_layout:policy=shift,order=sbnd --dtype bf16",
 )

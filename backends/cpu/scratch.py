@@ -19,6 +19,7 @@ FEW_BLOCK = 128
 FEW_QUERIES = 16
 TILE_KEYS = 64
 BLOCK_K, BLOCK_COLUMNS, CHUNK_ROWS = 256, 128, 88 * ROWS
+LEAST_K = 16
 
 
 def round_up(n: int, to: int) -> int:
@@ -32,7 +33,7 @@ def padded(n: int) -> int:
 def matmul_scratch(rows: int, n: int, k: int, matmuls: int, threads: int) -> int:
     if rows <= FEW_ROWS:
         return threads * round_up(rows * round_up(k, 2 * FEW_BLOCK) * 4, 64)
-    row = round_up(k, 2) * 4
+    row = round_up(max(k, LEAST_K), 2) * 4
     chunks = -(-rows // CHUNK_ROWS)
     chunk = round_up(-(-rows // chunks), ROWS)
     own = BLOCK_K * BLOCK_COLUMNS + matmuls * chunk * BLOCK_COLUMNS

@@ -148,6 +148,25 @@ GD_NOINLINE void many_block(const char* x, i64 padded, Range rows, const Weight*
   }
 }
 
+// The blocked path of rows of T and weights Weight: how rows are copied, and multiplied with a group
+// of panels.
+template <class T, class Weight> struct Blocked {
+  static void copy(const Team& team, const T* x, i64 stride, i64 rows, i64 padded, i64 k,
+                   char* to) {
+    copy_blocks(team, x, stride, rows, padded, k, to);
+  }
+  static void multiply(const char* x, i64 padded, Range rows, const Weight* w, Range group, i64 k,
+                       float* unpacked, float* c) {
+    many_block<T>(x, padded, rows, w, group, k, unpacked, c);
+  }
+};
+
+// Bytes of copied rows: words of 4 bytes, or blocks of bytes with scales, whose last is whole.
+constexpr i64 least_k = 16;
+GD_INLINE i64 blocked_bytes(i64 padded, i64 k) {
+  return round_up(padded * round_up(most(k, least_k), 2) * 4, 64);
+}
+
 // Rows of a chunk, whole strips, such that the chunks are of one size.
 GD_INLINE i64 even_chunk(i64 rows) {
   const i64 chunks = (rows + chunk_rows - 1) / chunk_rows;
@@ -162,13 +181,14 @@ template <int NW, class T, class Weight, class Epi>
 void many(const Team& team, const T* x, i64 stride, const Weight* const (&w)[NW], i64 rows, i64 n,
           i64 k, char* scratch, Epi& epi) {
   constexpr i64 group = block_columns / NB;
-  const i64 most_rows = even_chunk(rows), x_bytes = round_up(most_rows * round_up(k, 2) * 4, 64);
-  float* own = reinterpret_cast<float*>(scratch + x_bytes) + team.id * own_floats(most_rows, NW);
+  const i64 most_rows = even_chunk(rows);
+  float* own = reinterpret_cast<float*>(scratch + blocked_bytes(most_rows, k)) +
+               team.id * own_floats(most_rows, NW);
   float* sums = own + block_k * block_columns;
   for (i64 row = 0; row < rows; row += most_rows) {
     const i64 here = least(most_rows, rows - row), strips = (here + R - 1) / R;
     team.barrier();
-    copy_blocks(team, x + row * stride, stride, here, most_rows, k, scratch);
+    Blocked<T, Weight>::copy(team, x + row * stride, stride, here, most_rows, k, scratch);
     team.barrier();
     const Grid grid = choose_grid(strips, panels(n), team.count);
     const Range down = Team{team.id / grid.across, grid.down, nullptr}.share(strips);
@@ -177,8 +197,8 @@ void many(const Team& team, const T* x, i64 stride, const Weight* const (&w)[NW]
     for (i64 p = across.begin; p < across.end; p += group) {
       const Range block = {p, least(p + group, across.end)};
       for (int q = 0; q < NW; ++q)
-        many_block<T>(scratch, most_rows, own_rows, w[q], block, k, own,
-                   sums + q * block_floats(most_rows));
+        Blocked<T, Weight>::multiply(scratch, most_rows, own_rows, w[q], block, k, own,
+                                     sums + q * block_floats(most_rows));
       drain<NW>(sums, block_floats(most_rows), block_columns, row + own_rows.begin,
                 own_rows.end - own_rows.begin, p * NB, least(block.end * NB, n) - p * NB, epi);
     }
@@ -192,8 +212,8 @@ inline i64 matmul_scratch(i64 rows, i64 n, i64 k, int nw, int threads) {
   (void)n;
   if (rows <= product::few_rows)
     return threads * round_up(rows * round_up(k, 2 * product::longest_few) * 4, 64);
-  const i64 padded = product::even_chunk(rows), x_bytes = padded * round_up(k, 2) * 4;
-  return round_up(x_bytes, 64) + threads * product::own_floats(padded, nw) * 4;
+  const i64 padded = product::even_chunk(rows);
+  return product::blocked_bytes(padded, k) + threads * product::own_floats(padded, nw) * 4;
 }
 
 // For every row and vector of columns: epi(row, column, lanes, sum of x[row] * w[0][column .. ][,

@@ -1,8 +1,8 @@
 // Matrix products with quantised weights: few rows by tiles of their own (quant_rows.hpp), and many
 // through the blocked path of other weights, which multiplies blocks of weights as f32 or as pairs
-// of bf16.
+// of bf16, or as bytes (matmul_bytes.hpp).
 #pragma once
-#include "matmul.hpp"
+#include "matmul_bytes.hpp"
 #include "quant_rows.hpp"
 
 namespace gd {

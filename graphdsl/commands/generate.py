@@ -93,7 +93,8 @@ def _run_batch(model: StepModel, prompts: Sequence[Sequence[int]], sampling: Sam
     steps = generate(model, prompts, sampling, generator=generator, tokenizer=tokenizer)
     if has_text and len(prompts) == 1:
         steps = _Shown(TextStream(tokenizer, sampling.stop_strings)).through(steps)
-    completion = collect(prompts, steps)
+    with torch.inference_mode():
+        completion = collect(prompts, steps)
     say_texts(completion.ids, tokenizer if has_text else None)
     say(completion.speed.summary())
     return list(completion.ids)

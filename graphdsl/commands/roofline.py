@@ -25,6 +25,7 @@ from graphdsl.roofline import Limits, Machine, Measured, beyond_cache, rate
 from graphdsl.roofline_costs import Cost, Place, Step, cost, places
 from graphdsl.roofline_svg import drawing
 from graphdsl.runtime.operator import Operator, State
+from graphdsl.runtime.prepared import Prepared
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,13 +66,9 @@ class Copy:
     state: State
 
     @cached_property
-    def results(self) -> list[Tensor]:
-        """Tensors for the results, made by a first step."""
-        found = self.operator(*self.inputs, state=self.state)
-        return list(found) if isinstance(found, tuple) else [found]
-
-    def step(self) -> None:
-        self.operator(*self.inputs, state=self.state, out=self.results)
+    def step(self) -> Prepared:
+        """A call on them, as a loop of decoding makes it."""
+        return self.operator.prepared(*self.inputs, state=self.state)
 
 
 def measure_calls(args: argparse.Namespace, session: Session) -> int:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
 
 from graphdsl.errors import GraphError
-from graphdsl.hf.sampling import Sampling, logits_processors, stopping_criteria
+from graphdsl.hf.sampling import Endings, Sampling, endings, logits_processors
 from graphdsl.lazy import torch
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 class Session(Protocol):
@@ -101,14 +108,14 @@ def generate(
     check_prompts(model, prompts, sampling)
     longest = max(len(prompt) for prompt in prompts)
     budget = budget_of(model, longest, sampling)
-    criteria = stopping_criteria(sampling, longest + budget, tokenizer)
+    ends = endings(sampling, longest + budget, tokenizer)
     ids, positions = _left_pad(prompts, longest, sampling.padding)
     processors = logits_processors(sampling, longest, (positions < 0).sum(1))
     if budget == 0:
         return iter(())
     session = model.start(len(prompts), longest + budget - 1)
     chooser = Chooser(processors, sampling.greedy, generator)
-    return _steps(session, ids, positions, chooser, criteria, sampling.padding)
+    return _steps(session, ids, positions, chooser, ends, sampling.padding)
 
 
 def collect(prompts: Sequence[Sequence[int]], steps: Iterable[Step]) -> Completion:
@@ -130,23 +137,41 @@ def collect(prompts: Sequence[Sequence[int]], steps: Iterable[Step]) -> Completi
     return Completion(tuple(tuple(row) for row in rows), reasons, speed)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Chooser:
     """Takes the likeliest ids, or draws them with the generator."""
 
     processors: Any
     greedy: bool
     generator: torch.Generator | None
+    _logits: torch.Tensor | None = None
+    _scores: Any = None
 
-    def next_ids(self, ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        """ids: i64 [batch, so far]; logits: f32 [batch, vocab]; returns i64 [batch]."""
+    def next_ids(self, ids: NDArray[np.int64], logits: torch.Tensor) -> list[int]:
+        """One for every row of ids [batch, so far] and of logits, f32 [batch, vocab]. Raises
+        GraphError for NaN."""
+        if self.greedy and not self.processors:
+            return self._likeliest(logits)
         check_numbers(logits)
         # Processors may write into what they are given, which is the session's.
-        scores: torch.Tensor = self.processors(ids, logits.to(torch.float32, copy=True))
+        scores: torch.Tensor = self.processors(torch.from_numpy(ids),
+                                               logits.to(torch.float32, copy=True))
         if self.greedy:
-            return scores.argmax(-1)
-        chances = torch.softmax(scores, -1)
-        return torch.multinomial(chances, 1, generator=self.generator).squeeze(1)
+            chosen = scores.argmax(-1)
+        else:
+            chances = torch.softmax(scores, -1)
+            chosen = torch.multinomial(chances, 1, generator=self.generator).squeeze(1)
+        ids_chosen: list[int] = chosen.tolist()
+        return ids_chosen
+
+    def _likeliest(self, logits: torch.Tensor) -> list[int]:
+        """The same without torch, whose every operation costs as much as all of this."""
+        if logits is not self._logits:  # sessions may write to the same tensor in every step
+            self._logits, self._scores = logits, logits.numpy()
+        best: list[int] = self._scores.argmax(-1).tolist()  # NaN counts as the largest number
+        if any(math.isnan(self._scores[row, i]) for row, i in enumerate(best)):
+            raise not_numbers()
+        return best
 
 
 def _steps(
@@ -154,45 +179,48 @@ def _steps(
     ids: torch.Tensor,
     positions: torch.Tensor,
     chooser: Chooser,
-    criteria: dict[str, Any],
+    ends: Endings,
     padding: int,
 ) -> Iterator[Step]:
     """ids: i64 [batch, longest]; positions: i32 of the same shape."""
-    batch = ids.shape[0]
+    batch, count = ids.shape
+    texts = np.full((batch, ends.length), padding)
+    texts[:, :count] = ids
+    # The tensors of all steps but the first, and the same memory as arrays: a step leaves nothing
+    # of Python's in the processor's caches, and then an operation of torch takes 50 us and more.
+    next_ids, next_positions = ids[:, -1:].clone(), positions[:, -1:].clone()
+    tokens, places = next_ids.numpy(), next_positions.numpy()
     ended = ("",) * batch
-    given = ids
+    # To enter it costs as much, so who takes the steps may have done so for all of them.
+    ungraded = torch.inference_mode() if torch.is_grad_enabled() else nullcontext()
     while not all(ended):
         begin = time.perf_counter()
-        with torch.inference_mode():
-            chosen = chooser.next_ids(ids, session.step(given, positions))
+        with ungraded:
+            chosen = chooser.next_ids(texts[:, :count], session.step(ids, positions))
         fresh = tuple(not reason for reason in ended)
-        chosen = torch.where(torch.tensor(fresh), chosen, padding)
-        ids = torch.cat([ids, chosen[:, None]], 1)
-        ended = ended_rows(ended, criteria, ids)
-        given, positions = chosen[:, None], positions[:, -1:] + 1
+        chosen = [token if new else padding for token, new in zip(chosen, fresh, strict=True)]
+        texts[:, count] = tokens[:, 0] = chosen
+        places += 1
+        count += 1
+        ids, positions = next_ids, next_positions
+        now = ends.of(texts[:, :count])
+        ended = tuple(known or reason for known, reason in zip(ended, now, strict=True))
         seconds = time.perf_counter() - begin
-        yield Step(tuple(chosen.tolist()), fresh, ended, seconds)
-
-
-def ended_rows(
-    before: tuple[str, ...], criteria: dict[str, Any], ids: torch.Tensor
-) -> tuple[str, ...]:
-    """Why each row of ids [batch, so far] has ended: what was known before, or the first criterion
-    that holds now."""
-    now = {reason: criterion(ids, None).tolist() for reason, criterion in criteria.items()}
-    return tuple(
-        known or next((reason for reason, rows in now.items() if rows[row]), "")
-        for row, known in enumerate(before)
-    )
+        yield Step(tuple(chosen), fresh, ended, seconds)
 
 
 def check_numbers(logits: torch.Tensor) -> None:
     """Raises GraphError for NaN."""
     if torch.isnan(logits).any():
-        raise GraphError(
-            "the model's logits are not numbers (NaN)",
-            hint="the weights may be damaged, or too large for the dtype: try --dtype f32",
-        )
+        raise not_numbers()
+
+
+def not_numbers() -> GraphError:
+    """What is raised for logits that hold NaN."""
+    return GraphError(
+        "the model's logits are not numbers (NaN)",
+        hint="the weights may be damaged, or too large for the dtype: try --dtype f32",
+    )
 
 
 def budget_of(model: Vocabulary, longest: int, sampling: Sampling) -> int:

@@ -93,20 +93,49 @@ class Choice:
 PLAIN = Choice()
 
 
-@dataclass
-class OperatorSession:
-    """A run of an operator over a batch, with its KV caches."""
+class Mirror:
+    """An i32 tensor that takes the numbers of others of its shape."""
 
-    operator: Operator
-    state: State
-    batch: int
+    def __init__(self, *shape: int) -> None:
+        self.tensor = torch.zeros(shape, dtype=torch.int32)
+        self._numbers = self.tensor.numpy()
+        self._given: torch.Tensor | None = None
+
+    def take(self, given: torch.Tensor) -> None:
+        """A tensor that is given again, with other numbers in it, is known again."""
+        if given is not self._given:
+            self._given = given if given.is_cpu else None
+            self._source = given.cpu().numpy()
+        self._numbers[:] = self._source
+
+
+class OperatorSession:
+    """A run of an operator over a batch, with its KV caches. A step of one token a row allocates
+    nothing and asks nothing of torch: its tensors are the session's."""
+
+    def __init__(self, operator: Operator, state: State, batch: int) -> None:
+        self._operator, self._state, self._batch = operator, state, batch
+        self._ids, self._positions = Mirror(batch, 1), Mirror(batch, 1)
+        self._next = operator.prepared(self._ids.tensor, self._positions.tensor,
+                                       self._last(1), state=state)
+        self._logits = self._row = torch.empty(0)
 
     def step(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Logits after the last id of every row: f32 [batch, vocab]."""
-        last = torch.full((self.batch, 1), ids.shape[1] - 1, dtype=torch.int32)
-        logits: torch.Tensor = self.operator(ids.int().contiguous(), positions.contiguous(), last,
-                                             state=self.state)
-        return logits[:, 0].to(ids.device)
+        if ids.shape != self._ids.tensor.shape or positions.shape != ids.shape:
+            logits: torch.Tensor = self._operator(ids.int().contiguous(), positions.contiguous(),
+                                                  self._last(ids.shape[1]), state=self._state)
+            return logits[:, 0].to(ids.device)
+        self._ids.take(ids)
+        self._positions.take(positions)
+        logits = self._next()
+        if logits is not self._logits:
+            self._logits, self._row = logits, logits[:, 0].to(ids.device)
+        return self._row
+
+    def _last(self, tokens: int) -> torch.Tensor:
+        """Which token of every row the logits are of."""
+        return torch.full((self._batch, 1), tokens - 1, dtype=torch.int32)
 
 
 @dataclass(frozen=True)
@@ -216,7 +245,8 @@ class LanguageModel:
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         tokenizer = self.tokenizer if chosen.stop_strings else None
         steps = generate(self, ids, chosen, generator=generator, tokenizer=tokenizer)
-        return collect(ids, steps)
+        with torch.inference_mode():
+            return collect(ids, steps)
 
     @cached_property
     def paged(self) -> LanguageModel:

@@ -1,15 +1,21 @@
-"""How the next token is chosen and when a text ends: transformers' own classes, from one record."""
+"""How the next token is chosen and when a text ends, from one record: as transformers does it, by
+its own classes where there is more to it than a comparison."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from graphdsl.errors import GraphError
 from graphdsl.hf.extras import need
 from graphdsl.lazy import torch
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 PROCESSORS = "transformers.generation.logits_process"
 CRITERIA = "transformers.generation.stopping_criteria"
@@ -91,20 +97,35 @@ def logits_processors(sampling: Sampling, prompt_length: int, left_padding: torc
     return found
 
 
-def stopping_criteria(sampling: Sampling, total_length: int, tokenizer: Any) -> dict[str, Any]:
-    """The criteria that transformers' generate would make, each under the reason it stands for; the
-    first that holds is the one to name. total_length counts the padded prompt too.
+@dataclass(frozen=True)
+class Endings:
+    """When a text ends: with an id of `eos`, behind a stop string, or with `length` ids, its prompt
+    and padding among them."""
+
+    eos: frozenset[int]
+    length: int
+    strings: Any = None
+
+    def of(self, texts: NDArray[np.int64]) -> tuple[str, ...]:
+        """Why each row of texts [rows, ids so far] has ended: "eos", "stop string" or "length", the
+        first that holds, or ""."""
+        behind = "length" if texts.shape[1] >= self.length else ""
+        stopped = itertools.repeat(False)
+        if self.strings:
+            stopped = self.strings(torch.from_numpy(texts), None).tolist()
+        return tuple("eos" if last in self.eos else "stop string" if stop else behind
+                     for last, stop in zip(texts[:, -1].tolist(), stopped, strict=False))
+
+
+def endings(sampling: Sampling, total_length: int, tokenizer: Any) -> Endings:
+    """When texts of at most so many ids end. Stop strings are found by transformers' criterion.
 
     Raises GraphError for stop strings without a tokenizer, or that no token can be part of.
     """
-    module = need(CRITERIA)
-    found: dict[str, Any] = {}
-    if sampling.eos:
-        found["eos"] = module.EosTokenCriteria(eos_token_id=list(sampling.eos))
+    strings = None
     if sampling.stop_strings:
-        found["stop string"] = _stop_strings(module, sampling.stop_strings, tokenizer)
-    found["length"] = module.MaxLengthCriteria(max_length=total_length)
-    return found
+        strings = _stop_strings(need(CRITERIA), sampling.stop_strings, tokenizer)
+    return Endings(frozenset(sampling.eos), total_length, strings)
 
 
 def _stop_strings(module: Any, strings: Sequence[str], tokenizer: Any) -> Any:

@@ -9,7 +9,6 @@ do not exist there; start workers with `spawn`, to which an Operator can be sent
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,17 +21,15 @@ from graphdsl.runtime.dims import PlanDim, sources
 from graphdsl.runtime.folder import library_checksum, library_path, open_library, read_manifest
 from graphdsl.runtime.group import Group, check_group
 from graphdsl.runtime.pages import PageCheck
-from graphdsl.runtime.plans import BoundPlan, ThreadPlans
+from graphdsl.runtime.plans import BoundPlan, ThreadPlans, threads_now
 from graphdsl.runtime.ports import Port, listed
+from graphdsl.runtime.prepared import Prepared
 from graphdsl.runtime.weights import Checked, WeightFormat
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from graphdsl.quant import Quantised
-
-_PROCESS = os.getpid()
-"""Where this module was loaded: in any other process OpenMP's threads were lost in a fork."""
 
 Weights = Mapping[str, "Tensor | Quantised"]
 """Weights by name, as a state dict has them; some may be quantised."""
@@ -181,6 +178,10 @@ class Operator:
                 self._plans.remember(inputs, state, given, out or ())
         return results[0] if len(results) == 1 else tuple(results)
 
+    def prepared(self, *inputs: Tensor, state: State | None = None) -> Prepared:
+        """A call on these tensors that is made again and again, as a loop of decoding does."""
+        return Prepared(self, inputs, state)
+
     def _again(self, inputs: tuple[Tensor, ...], state: State | None,
                out: Sequence[Tensor] | None, weights: Checked) -> Sequence[Tensor] | None:
         """The results of a call like an earlier one with this state; nothing where anything is not
@@ -189,7 +190,7 @@ class Operator:
         bound, held = self._plans.states.get(id(state), (None, None))
         if bound is None or held is None or state is None:
             return None
-        if self._threads() != bound.threads or torch.is_grad_enabled():
+        if threads_now() != bound.threads or torch.is_grad_enabled():
             return None  # in grad mode, more has to be asked of all tensors
         try:
             alike = held.same_rest(inputs, out or ())
@@ -286,13 +287,7 @@ class Operator:
 
     def _key(self, shapes: Sequence[torch.Size]) -> tuple[int, ...]:
         sizes = [shapes[port][axis] for port, axis in self._sources]
-        return (self._threads(), *sizes)
-
-    def _threads(self) -> int:
-        """Those that torch has for this thread."""
-        if os.getpid() != _PROCESS:
-            return 1
-        return torch.get_num_threads()
+        return (threads_now(), *sizes)
 
     def check(self, inputs: Sequence[Tensor], state: Sequence[Tensor]) -> dict[str, int]:
         """The dims that these tensors bind. Raises GraphError where they do not fit."""

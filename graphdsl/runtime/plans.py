@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
     from graphdsl.runtime._native import Held, Plan
 
+_PROCESS = os.getpid()
+"""Where this module was loaded: in any other process OpenMP's threads were lost in a fork."""
 PLANS_A_THREAD = 8
 """Plans that a thread keeps; the one unused longest goes first. They share one workspace."""
 STATES_A_THREAD = 256
@@ -90,18 +93,32 @@ class ThreadPlans(threading.local):
                  tensors: Sequence[Tensor], out: Sequence[Tensor]) -> None:
         """That the tensors of the last call fitted its plan. Those of the state are given in the
         order in which the plan reads them; only a dict in that order is known again."""
-        from graphdsl.runtime._native import Held
-
         if self.last is None or not isinstance(state, dict):
             return
         if list(map(id, state.values())) == list(map(id, tensors)):
-            data_ptr = torch.Tensor.data_ptr
-            held = Held(tuple(state), tuple(inputs), tuple(tensors), tuple(out),
-                        list(map(data_ptr, (*inputs, *tensors, *out))), data_ptr)
+            held = held_tensors(tuple(state), inputs, tensors, out)
             self.states.pop(id(state), None)
             self.states[id(state)] = self.last, held
             if len(self.states) > STATES_A_THREAD:
                 self.states.popitem(last=False)
 
 
-__all__ = ["PLANS_A_THREAD", "STATES_A_THREAD", "BoundPlan", "ThreadPlans"]
+def threads_now() -> int:
+    """Those that torch has for this thread."""
+    if os.getpid() != _PROCESS:
+        return 1
+    return torch.get_num_threads()
+
+
+def held_tensors(names: tuple[str, ...], inputs: Sequence[Tensor], state: Sequence[Tensor],
+                 results: Sequence[Tensor]) -> Held:
+    """Where the tensors of a call lie; `names` are those of the state."""
+    from graphdsl.runtime._native import Held
+
+    data_ptr = torch.Tensor.data_ptr
+    return Held(names, tuple(inputs), tuple(state), tuple(results),
+                list(map(data_ptr, (*inputs, *state, *results))), data_ptr)
+
+
+__all__ = ["PLANS_A_THREAD", "STATES_A_THREAD", "BoundPlan", "ThreadPlans", "held_tensors",
+           "threads_now"]

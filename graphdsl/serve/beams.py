@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from graphdsl.errors import GraphError
-from graphdsl.hf.generate import check_numbers, ended_rows
-from graphdsl.hf.sampling import Sampling, logits_processors, stopping_criteria
+from graphdsl.hf.generate import check_numbers
+from graphdsl.hf.sampling import Sampling, endings, logits_processors
 from graphdsl.lazy import torch
 from graphdsl.serve.writers import Moves
 
@@ -42,7 +42,7 @@ class Beams:
         self.reason = ""
         self._candidates = max(2, 1 + len(sampling.eos)) * width
         self._prompt = len(prompt)
-        self._criteria = stopping_criteria(sampling, len(prompt) + budget, tokenizer)
+        self._ends = endings(sampling, len(prompt) + budget, tokenizer)
         self._processors: Any = logits_processors(sampling, len(prompt),
                                                   torch.zeros(width, dtype=torch.int64))
         # At first all rows are the prompt, and continuations of the first one alone count.
@@ -70,7 +70,7 @@ class Beams:
         best = torch.topk(chances.flatten(), self._candidates)
         parents, tokens = best.indices // vocab, best.indices % vocab
         texts = torch.cat([self._sofar[parents], tokens[:, None]], 1)
-        reasons = ended_rows(("",) * len(texts), self._criteria, texts)
+        reasons = self._ends.of(texts.numpy())
         running = best.values + torch.tensor([OUT if reason else 0.0 for reason in reasons])
         order = torch.topk(running, self.width).indices
         self._keep(best.values, texts, reasons)

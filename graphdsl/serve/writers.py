@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from graphdsl.hf.generate import Chooser, ended_rows
-from graphdsl.hf.sampling import Sampling, logits_processors, stopping_criteria
+import numpy as np
+
+from graphdsl.hf.generate import Chooser
+from graphdsl.hf.sampling import Endings, Sampling, endings, logits_processors
 from graphdsl.lazy import torch
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
 Moves = list[tuple[int, int]]
@@ -43,11 +46,11 @@ class Writer(Protocol):
 
 @dataclass(eq=False)
 class OneText:
-    """A text of one row. `sofar`: i64 [1, tokens], prompt and new ids."""
+    """A text of one row. `sofar`: [1, tokens], prompt and new ids."""
 
     chooser: Chooser
-    criteria: dict[str, Any]
-    sofar: Tensor
+    ends: Endings
+    sofar: NDArray[np.int64]
     ids: list[int] = field(default_factory=list)
     reason: str = ""
     width: int = 1
@@ -56,18 +59,18 @@ class OneText:
     def of(prompt: Sequence[int], sampling: Sampling, budget: int, seed: int | None,
            tokenizer: Any) -> OneText:
         """The text behind a prompt. Raises GraphError for stop strings that cannot be."""
-        criteria = stopping_criteria(sampling, len(prompt) + budget, tokenizer)
+        ends = endings(sampling, len(prompt) + budget, tokenizer)
         processors = logits_processors(sampling, len(prompt), torch.zeros(1, dtype=torch.int64))
-        return OneText(Chooser(processors, sampling.greedy, generator_of(seed)), criteria,
-                       torch.tensor([list(prompt)]))
+        return OneText(Chooser(processors, sampling.greedy, generator_of(seed)), ends,
+                       np.array([prompt]))
 
     def write(self, logits: Tensor) -> Moves:
         """Chooses one id."""
-        chosen = self.chooser.next_ids(self.sofar, logits)
-        self.sofar = torch.cat([self.sofar, chosen[:, None]], 1)
-        self.ids.append(int(chosen))
-        self.reason, = ended_rows(("",), self.criteria, self.sofar)
-        return [] if self.reason else [(0, self.ids[-1])]
+        token, = self.chooser.next_ids(self.sofar, logits)
+        self.sofar = np.concatenate([self.sofar, [[token]]], 1)
+        self.ids.append(token)
+        self.reason, = self.ends.of(self.sofar)
+        return [] if self.reason else [(0, token)]
 
     def fork(self, seed: int | None) -> OneText:
         """The same text so far, to be written on with a generator of its own."""

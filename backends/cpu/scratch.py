@@ -17,8 +17,8 @@ ROWS = 6
 FEW_ROWS = 32
 FEW_BLOCK = 128
 FEW_QUERIES = 16
-TILE_KEYS = 64
-BLOCK_K, BLOCK_COLUMNS, CHUNK_ROWS = 256, 128, 88 * ROWS
+TILE_KEYS, STEP_KEYS, BLOCK_QUERIES = 64, 128, 48 * ROWS
+BLOCK_K, BLOCK_COLUMNS, CHUNK_ROWS = 512, 128, 88 * ROWS
 LEAST_K = 16
 
 
@@ -84,9 +84,9 @@ class Scratch:
                                         + rows * (TILE_KEYS + 4))
         panel = (4 if self.lanes == 16 else 2) * self.lanes
         v = round_up(value_dim, panel)
-        queries = round_up(max(32 * ROWS, group), ROWS)
+        queries = round_up(max(BLOCK_QUERIES, group), ROWS)
         return threads * 4 * (padded(queries * (padded(dim) + 2 + v + 2)
-                                     + ROWS * (TILE_KEYS + 2) + TILE_KEYS * (dim + v)) + 64)
+                                     + ROWS * (STEP_KEYS + 2) + STEP_KEYS * (dim + v)) + 64)
 
     def _value(self, node: ast.expr, names: Mapping[str, int]) -> int:
         if isinstance(node, ast.Constant):

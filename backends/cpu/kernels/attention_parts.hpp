@@ -84,12 +84,6 @@ GD_INLINE void find_rows(const Cache<const E>& c, const Sequence& s, i64 head, i
   c.rows(s.b, slot, n, head, c.origin(s.length), row);
   for (i64 i = n; i < round_up(n, W); ++i) row[i] = row[n - 1];
 }
-template <class E> struct TileRows {
-  const E* row[tile_keys];
-  GD_INLINE TileRows(const Cache<const E>& c, const Sequence& s, i64 head, i64 slot, i64 n) {
-    find_rows(c, s, head, slot, n, row);
-  }
-};
 
 // Adds the mask of one row to `n` scores from slot `key`.
 template <class E> GD_INLINE void add_mask(const E* mask, i64 step, i64 n, float* scores) {
@@ -113,39 +107,39 @@ GD_NOINLINE void mask_row(const A& a, const Sequence& s, i64 h, i64 t, i64 key, 
 }
 
 struct Running {
-  float top, total;  // of the scores so far: the largest, and the sum of exp(score - top)
+  float top, total;  // of the scores so far: nearly the largest, and the sum of exp(score - top)
 };
+// How far scores may rise above `top` before that moves, which costs a pass over the sums.
+constexpr float slack = 8;
 
 GD_NOINLINE inline void cap_row(float* scores, i64 n, float cap) {
   for (i64 i = 0; i < n; i += W)
     store(scores + i, cap * v_tanh(load(scores + i, Full{}) / cap), Full{});
 }
 
+// Scores [i, i + W) become `nothing` outside [low, high).
+GD_INLINE void hide(float* scores, i64 i, i64 low, i64 high) {
+  const I at = lane_index() + int32_t(i);
+  const F s = load(scores + i, Full{});
+  store(scores + i, (at >= int32_t(low)) & (at < int32_t(high)) ? s : splat(nothing), Full{});
+}
+
 // Turns scores[n] (n whole vectors) of slots `key`.. into exp(score - top), zero outside `see`;
-// what was summed before must be multiplied with the result.
+// what was summed before must be multiplied with the result.  A NaN reaches the total, and so the
+// output.
 inline float soften_row(float* scores, i64 key, i64 n, Range see, Running& run) {
-  const int32_t low = int32_t(most(0, least(see.begin - key, n))),
-                high = int32_t(most(0, least(see.end - key, n)));
+  constexpr float log2_e = 1.44269504f;
+  const i64 low = most(0, least(see.begin - key, n)), high = most(0, least(see.end - key, n));
+  for (i64 i = 0; i < low; i += W) hide(scores, i, low, high);
+  for (i64 i = high / W * W; i < n; i += W) hide(scores, i, low, high);
   F best = splat(nothing);
-  for (i64 i = 0; i < n; i += W) {
-    F s = load(scores + i, Full{});
-    if (i < low || i + W > high) {
-      const I at = lane_index() + int32_t(i);
-      s = (at >= low) & (at < high) ? s : splat(nothing);
-      store(scores + i, s, Full{});
-    }
-    best = v_max(best, s);
-  }
+  for (i64 i = 0; i < n; i += W) best = raw_max(best, load(scores + i, Full{}));
   const float here = max_of(best);
-  const float top =
-      here > run.top || here != here ? here : run.top;  // a NaN stays and reaches the output
-  if (top == nothing) {
-    __builtin_memset(scores, 0, size_t(n) * 4);
-    return 1;
-  }
+  const float top = here > run.top + slack ? here : run.top;
+  const float base = top == nothing ? 0 : top;
   F total = splat(0);
   for (i64 i = 0; i < n; i += W) {
-    const F e = exp_below_zero(load(scores + i, Full{}) - top);
+    const F e = exp2_small((load(scores + i, Full{}) - base) * log2_e);
     store(scores + i, e, Full{});
     total += e;
   }

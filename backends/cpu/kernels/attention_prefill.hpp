@@ -6,13 +6,22 @@
 namespace gd {
 namespace attending {
 
-constexpr i64 block_queries = 32 * R;
+constexpr i64 block_queries = 48 * R;
+constexpr i64 step_keys = 128;  // keys that are unpacked at a time
+static_assert(step_keys % NB == 0, "a step is whole panels");
 // Rows that are read side by side must not come from the same banks of L1, as rows would that lie
 // a power of two apart: each begins 8 bytes further on.
 constexpr i64 apart = 2;
-constexpr i64 weights_stride = tile_keys + apart;
+constexpr i64 weights_stride = step_keys + apart;
 
 GD_INLINE i64 block_tokens(i64 group) { return most(1, block_queries / group); }
+
+template <class E> struct TileRows {
+  const E* row[step_keys];
+  GD_INLINE TileRows(const Cache<const E>& c, const Sequence& s, i64 head, i64 slot, i64 n) {
+    find_rows(c, s, head, slot, n, row);
+  }
+};
 
 template <int S> GD_INLINE void transpose_level(F (&v)[W]) {
   I low, high;
@@ -30,7 +39,7 @@ template <int S> GD_INLINE void transpose_level(F (&v)[W]) {
   if constexpr (S > 1) transpose_level<S / 2>(v);
 }
 
-// keys x dim as panels [tile_keys / NB][dim][NB]; the keys that fill up a vector repeat the last
+// keys x dim as panels [step_keys / NB][dim][NB]; the keys that fill up a vector repeat the last
 // one.
 template <class E>
 GD_NOINLINE void pack_keys(const TileRows<E>& k, i64 keys, i64 dim, float* to) {
@@ -50,7 +59,7 @@ GD_NOINLINE void pack_keys(const TileRows<E>& k, i64 keys, i64 dim, float* to) {
   }
 }
 
-// keys x dim as panels [ceil(dim / NB)][tile_keys][NB]; columns beyond dim keep the zeros they
+// keys x dim as panels [ceil(dim / NB)][step_keys][NB]; columns beyond dim keep the zeros they
 // start with.
 template <class E>
 GD_NOINLINE void pack_values(const TileRows<E>& v, i64 keys, i64 dim, float* to) {
@@ -58,7 +67,7 @@ GD_NOINLINE void pack_values(const TileRows<E>& v, i64 keys, i64 dim, float* to)
     const E* row = v.row[i];
     const F scale = splat(row_scale(row, dim));
     for_lanes(dim, [&](i64 d, auto lanes) {
-      store(to + (d / NB * tile_keys + i) * NB + d % NB, scaled<E>(load(row + d, lanes), scale),
+      store(to + (d / NB * step_keys + i) * NB + d % NB, scaled<E>(load(row + d, lanes), scale),
             lanes);
     });
   }
@@ -73,14 +82,14 @@ struct ManyScratch {
   static i64 floats(i64 group, i64 dim, i64 value_dim) {
     const i64 v = panels(value_dim) * NB;
     const i64 rows = queries(group) * (round_up(dim, 16) + apart + v + 2);
-    return round_up(rows + R * weights_stride + tile_keys * (dim + v), 16) + 64;
+    return round_up(rows + R * weights_stride + step_keys * (dim + v), 16) + 64;
   }
   ManyScratch(char* base, int thread, i64 group, i64 dim, i64 value_dim)
       : q_stride(round_up(dim, 16) + apart), sums_stride(panels(value_dim) * NB) {
     float* at = reinterpret_cast<float*>(base) + thread * floats(group, dim, value_dim);
     keys = at;
-    values = keys + tile_keys * dim;
-    scores = values + tile_keys * sums_stride;
+    values = keys + step_keys * dim;
+    scores = values + step_keys * sums_stride;
     sums = scores + R * weights_stride;
     q = sums + queries(group) * sums_stride;
     running = reinterpret_cast<Running*>(q + queries(group) * q_stride);
@@ -101,14 +110,14 @@ GD_NOINLINE void strip(const A& a, const Job& job, i64 row, i64 key, i64 keys,
                        const ManyScratch& s) {
   const int n = int(least(R, job.rows() - row));
   const Range see = seen_by_any(a, job.s, job.token(row), job.token(row + n - 1) + 1);
-  const i64 needed = least(keys, see.end - key);
-  if (needed <= 0 || see.begin >= key + keys) return;
+  const i64 from = most(0, see.begin - key) / NB * NB, needed = least(keys, see.end - key);
+  if (from >= needed) return;
   const char *q[R], *p[R];
   for (int i = 0; i < n; ++i) {
     q[i] = reinterpret_cast<const char*>(s.q + (row + i) * s.q_stride);
-    p[i] = reinterpret_cast<const char*>(s.scores + i * weights_stride);
+    p[i] = reinterpret_cast<const char*>(s.scores + i * weights_stride + from);
   }
-  for (i64 at = 0; at < needed; at += NB)
+  for (i64 at = from; at < needed; at += NB)
     tile_rows<F32Words>(q, n, reinterpret_cast<const char*>(s.keys + at * a.dim), a.dim,
                         s.scores + at, weights_stride, false);
   for (int i = 0; i < n; ++i) {
@@ -116,12 +125,14 @@ GD_NOINLINE void strip(const A& a, const Job& job, i64 row, i64 key, i64 keys,
     one.end = least(one.end, key + keys);
     float* sums = s.sums + (row + i) * s.sums_stride;
     const float shrink =
-        soften(a, job.s, job.head(row + i), job.token(row + i), s.scores + i * weights_stride, key,
-               round_up(needed, W), one, s.running[row + i]);
+        soften(a, job.s, job.head(row + i), job.token(row + i),
+               s.scores + i * weights_stride + from, key + from, round_up(needed, W) - from, one,
+               s.running[row + i]);
     shrink_row(sums, s.sums_stride, shrink);
   }
   for (i64 d = 0; d < s.sums_stride; d += NB)
-    tile_rows<F32Words>(p, n, reinterpret_cast<const char*>(s.values + d * tile_keys), needed,
+    tile_rows<F32Words>(p, n, reinterpret_cast<const char*>(s.values + d * step_keys + from * NB),
+                        needed - from,
                         s.sums + row * s.sums_stride + d, s.sums_stride, true);
 }
 
@@ -135,10 +146,10 @@ GD_NOINLINE void many_job(const A& a, const Job& job, const ManyScratch& s) {
         a.scale, a.dim, s.q + r * s.q_stride);
   }
   __builtin_memset(s.sums, 0, size_t(rows * s.sums_stride) * 4);
-  __builtin_memset(s.values, 0, size_t(tile_keys * s.sums_stride) * 4);
+  __builtin_memset(s.values, 0, size_t(step_keys * s.sums_stride) * 4);
   const Range see = seen_by_any(a, job.s, job.begin, job.end);
-  for (i64 key = see.begin; key < see.end; key += tile_keys) {
-    const i64 keys = least(tile_keys, see.end - key);
+  for (i64 key = see.begin; key < see.end; key += step_keys) {
+    const i64 keys = least(step_keys, see.end - key);
     pack_keys(TileRows(a.k, job.s, job.g, key, keys), keys, a.dim, s.keys);
     pack_values(TileRows(a.v, job.s, job.g, key, keys), keys, a.value_dim, s.values);
     for (i64 row = 0; row < rows; row += R) strip(a, job, row, key, keys, s);

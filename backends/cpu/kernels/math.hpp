@@ -36,16 +36,14 @@ GD_INLINE F v_exp(F x) {
   return e * power_of_two(half) * power_of_two(whole - half);
 }
 
-// exp of what is not above zero: 0 from -87 down, NaN kept.
-GD_INLINE F exp_below_zero(F x) {
-  const F c = raw_max(splat(-87.f), x);
-  const F shifted = fma(c, splat(1.44269504f), splat(12582912.f));
-  const F n = shifted - 12582912.f;
-  const F r = fma(n, splat(2.12194440e-4f), fma(n, splat(-0.693359375f), c));
-  const F q = poly(r, 1.395171508e-03f, 8.369598538e-03f, 4.166618735e-02f, 1.666651219e-01f, .5f);
-  const F e = fma(r * r, q, r) + 1.f;
-  const F scaled = (F)((I)e + ((I)shifted << 23));  // the low bits of `shifted` are n
-  return x >= -87.f ? scaled : (x < -87.f ? splat(0) : x);
+// 2^x of what is not far above zero: 0 from -126.5 down, NaN kept.
+GD_INLINE F exp2_small(F x) {
+  const F c = raw_max(splat(-127.f), x);
+  const F shift = splat(12583039.f);  // 1.5 * 2^23 + 127: the sum's last bits are the exponent's
+  const F shifted = c + shift, r = c - (shifted - shift);
+  const F e = poly(r, 1.326472615e-3f, 9.671512991e-3f, 5.550733581e-2f, 2.402224243e-1f,
+                   6.931470037e-1f, 1.f);
+  return e * (F)((I)shifted << 23);
 }
 
 GD_INLINE F v_log(F x) {

@@ -272,7 +272,37 @@ static const Layout layouts[] = {{bsnd, 0, false}, {bnsd, 0, false}, {sbnd, 0, f
                                  {bnsd, 16, false}, {bsnd, 5, false}, {sbnd, 1, false},
                                  {bnsd, 0, true}, {sbnd, 0, true}};
 
+// Steps of the softmax at the ends of the range, and where scores rise.
+static void test_soften() {
+  const gd::i64 n = 2 * gd::W;
+  const auto step = [&](float even, float odd, gd::Range see, gd::attending::Running& run) {
+    float scores[2 * gd::W];
+    for (i64 i = 0; i < n; ++i) scores[i] = i % 2 ? odd : even;
+    const float shrink = gd::attending::soften_row(scores, 0, n, see, run);
+    for (i64 i = 0; i < n; ++i)
+      if (i < see.begin || i >= see.end) expect(scores[i] == 0, "weights of what is hidden");
+    return shrink;
+  };
+  gd::attending::Running run = {-INFINITY, 0};
+  step(-3.4e38f, -3.4e38f, {0, n}, run);
+  expect(run.total == float(n), "lowest scores weigh the same");
+  run = {-INFINITY, 0};
+  expect(step(1, 1, {n, n}, run) == 1 && run.total == 0, "nothing is seen");
+  step(2, -INFINITY, {0, n - 1}, run);
+  expect(run.top == 2 && run.total == float(n / 2), "half is seen");
+  step(3, -200, {1, n}, run);
+  expect(run.top == 2 && fabs(run.total - (n / 2 + (n / 2 - 1) * exp(1.0))) < 1e-4, "small rise");
+  const float before = run.total, shrink = step(40, 0, {0, 1}, run);
+  expect(run.top == 40 && run.total == before * shrink + 1, "large rise");
+  for (const float top : {-INFINITY, 40.f}) {
+    run = {top, 0};
+    step(-INFINITY, NAN, {0, n}, run);
+    expect(run.total != run.total, "NaN reaches the total");
+  }
+}
+
 int main() {
+  test_soften();
   for (const Case& c : cases)
     for (const Layout& layout : layouts) {
       if (layout.shifts && !c.positions) continue;

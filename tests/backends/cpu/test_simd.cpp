@@ -100,13 +100,15 @@ static void test_functions() {
   test_both(
       "exp", -87, 88.5, 1e-6, [](F x) { return gd::v_exp(x); }, [](double x) { return exp(x); });
   test_function(
-      "exp below zero", -87, 0, 1e-6, [](F x) { return gd::exp_below_zero(x); },
-      [](double x) { return exp(x); });
-  expect(gd::exp_below_zero(gd::splat(-HUGE_VALF))[0] == 0, "exp below zero of -inf");
-  expect(gd::exp_below_zero(gd::splat(-88))[0] == 0, "exp below zero of -88");
-  expect(gd::exp_below_zero(gd::splat(0))[0] == 1, "exp below zero of 0");
-  const float none = gd::exp_below_zero(gd::splat(NAN))[0];
-  expect(none != none, "exp below zero of NaN");
+      "2 to a small power", -125, 12, 1e-6, [](F x) { return gd::exp2_small(x); },
+      [](double x) { return exp2(x); });
+  expect(gd::exp2_small(gd::splat(-HUGE_VALF))[0] == 0, "2 to the power of -inf");
+  expect(gd::exp2_small(gd::splat(-127))[0] == 0, "2 to the power of -127");
+  expect(gd::exp2_small(gd::splat(0))[0] == 1, "2 to the power of 0");
+  for (const uint32_t bits : {0x7fc00000u, 0x7fffffffu, 0xffffffffu}) {
+    const float none = gd::exp2_small(gd::splat(gd::bits_to_float(bits)))[0];
+    expect(none != none, "2 to the power of NaN");
+  }
   test_both(
       "log", 1e-6, 4, 1e-6, [](F x) { return gd::v_log(x); }, [](double x) { return log(x); });
   test_function(

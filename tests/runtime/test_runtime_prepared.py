@@ -1,4 +1,4 @@
-"""Calls that are prepared: the results of plain calls, from the numbers and weights of the moment."""
+"""Prepared calls: the results of plain ones, from the numbers and weights of the moment."""
 
 from __future__ import annotations
 

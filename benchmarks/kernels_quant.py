@@ -28,7 +28,8 @@ from graphdsl.quant import Quant, round_to_nearest
 FORMATS = {"int8": Quant(8), "int8_rounded": Quant(8, act="int8"), "int8_32": Quant(8, 32),
            "int8_32_rounded": Quant(8, 32, act="int8"), "int4_32": Quant(4, 32),
            "int4_32_rounded": Quant(4, 32, act="int8")}
-SIZES = ((1, 4096, 4096), (1, 11008, 4096), (1, 1536, 576), (8, 4096, 4096))
+SIZES = ((1, 4096, 4096), (1, 11008, 4096), (1, 1536, 576), (8, 4096, 4096), (512, 4096, 4096),
+         (512, 1536, 576))
 BEYOND_CACHE = 160 << 20
 DTYPES = {"bf16": torch.bfloat16, "f32": torch.float32}
 

@@ -6,10 +6,9 @@
 The text is cut into windows of `--window` ids that begin afresh, each behind the model's first
 token where it has one; all ids but the first of a window count. `--forms` are dtypes, "file" (the
 weights as the model's file has them) or formats that weights are rounded to when they are loaded,
-with `*int8` behind them for activations in 8 bits (bf16 without). Long prompts multiply rows as
-they are; with `--rows` a window is fed in steps of so many ids, as they are when text is made, and
-activations are rounded as they are then. Every GGUF file is run by llama.cpp, where llama_cpp is
-installed. Debian's package bible-kjv-text has a public-domain text.
+with `*int8` behind them for activations in 8 bits (bf16 without). With `--rows` a window is fed in
+steps of so many ids, as they are when text is made. Every GGUF file is run by llama.cpp, where
+llama_cpp is installed. Debian's package bible-kjv-text has a public-domain text.
 """
 
 from __future__ import annotations

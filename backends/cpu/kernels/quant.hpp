@@ -39,8 +39,8 @@ template <class L> GD_INLINE F load(const f16* p, L l) {
 }
 
 // Bytes of a packed weight: numbers of `Bits` bits, a scale for every `Group` along k (0: for the
-// row), and where there is an offset w = q * scale + offset.  With `IntAct` few rows of x are
-// rounded to int8.
+// row), and where there is an offset w = q * scale + offset.  With `IntAct` rows of x are rounded
+// to int8.
 template <int Bits, int Group, bool Offset, class Scale, bool IntAct> struct Quant {
   static constexpr int bits = Bits, group = Group;
   static constexpr bool offset = Offset, int_act = IntAct;

@@ -7,9 +7,10 @@
 namespace gd {
 namespace product {
 
-constexpr i64 block_k = 256;        // words of k whose panel stays in L1
+// Words of k that a tile adds up before it writes its sums.
+constexpr i64 block_k = W == 16 ? 256 : 512, longest_block = 512;
 constexpr i64 block_rows = 16 * R;  // rows of x that stay in L2 with it
-constexpr i64 block_columns = 128;  // columns whose sums and unpacked weights stay in L2
+constexpr i64 block_columns = 128;  // columns whose sums stay in L2, and their weights for a while
 constexpr i64 chunk_rows = 88 * R;  // rows for which x is copied and the weights are read once
 
 // c[rows][stride], and the second product at c + next: hands every vector of sums to the epilogue.
@@ -75,8 +76,8 @@ void few(const Team& team, const T* x, i64 stride, const Weight* const (&w)[NW],
   }
 }
 
-// Threads over strips of R rows and over groups of columns, so that the busiest has the least to
-// do.
+// How strips of R rows and groups of columns are divided among threads, so that the busiest has
+// the least to do.
 struct Grid {
   int down, across;
 };
@@ -93,6 +94,28 @@ inline Grid choose_grid(i64 strips, i64 groups, int threads) {
   }
   return best;
 }
+
+// Groups of panels in the order in which threads take them: small ones at the end, so that a thread
+// that was held up keeps the others waiting for little.
+class Groups {
+ public:
+  Groups(i64 panels, i64 takers) : panels_(panels), takers_(takers) {}
+  // Whether there is a group of this number, which is not below that of the call before.
+  bool find(i64 number) {
+    constexpr i64 largest = block_columns / NB, smallest = (largest + 1) / 2;
+    for (; number_ < number; ++number_) {
+      const i64 rest = panels_ - found_.end, even = rest / (2 * takers_);
+      const i64 size = takers_ == 1 ? largest : most(smallest, least(largest, even));
+      found_ = {found_.end, found_.end + least(size, rest)};
+    }
+    return found_.begin < found_.end;
+  }
+  Range found() const { return found_; }
+
+ private:
+  i64 panels_, takers_, number_ = -1;
+  Range found_ = {0, 0};
+};
 
 // R rows, of which row(r) is where row r lies, from word `begin`, side by side: [size][R].
 template <class Row>
@@ -121,6 +144,19 @@ GD_NOINLINE void copy_blocks(const Team& team, const T* x, i64 stride, i64 rows,
   }
 }
 
+// Fetches into the second cache what falls to one strip of a block of a panel, from word `begin` of
+// x on.
+template <class T>
+GD_INLINE void fetch_part(const T* w, i64 k, i64 panel, i64 begin, i64 strip, i64 strips) {
+  constexpr i64 numbers = dots<T> ? 1 : per_word<T>;  // of x for each word
+  const i64 first = panel * words<T>(k) + begin / numbers;
+  const i64 lines = least(block_k, x_words<T>(k) - begin) / numbers * NB / 16;
+  const i64 each = (lines + strips - 1) / strips;
+  const char* from = reinterpret_cast<const char*>(w) + first * NB * 4;
+  for (i64 i = strip * each; i < least(lines, (strip + 1) * each); ++i)
+    __builtin_prefetch(from + i * 64, 0, 2);
+}
+
 // c[rows][block_columns] = x times some panels, k block by k block; `unpacked` has room for one
 // block of weights in f32.
 template <class T, class Weight>
@@ -136,10 +172,12 @@ GD_NOINLINE void many_block(const char* x, i64 padded, Range rows, const Weight*
       block[p - group.begin] = Reader<T, Weight>::block(
           w, k, p, begin, size, unpacked + (p - group.begin) * block_k * NB);
     const char* xb = x + begin * padded * 4;
-    const i64 count_panels = group.end - group.begin;
+    const i64 count_panels = group.end - group.begin, strips = (rows.end - rows.begin + R - 1) / R;
     for (i64 r0 = rows.begin; r0 < rows.end; r0 += block_rows)
       for (i64 p = 0; p < count_panels; ++p)
         for (i64 r = r0; r < least(r0 + block_rows, rows.end); r += R) {
+          if constexpr (same<T, Weight>::value)
+            fetch_part(w, k, group.begin + p, begin + size, (r - rows.begin) / R, strips);
           const char* next = block[p + 1 < count_panels ? p + 1 : 0] + (r - r0) / R * size * ahead;
           strip_tile<typename Kinds<T>::many>(xb + r * size * 4, block[p], size,
                                               c + (r - rows.begin) * block_columns + p * NB,
@@ -174,33 +212,35 @@ GD_INLINE i64 even_chunk(i64 rows) {
 }
 GD_INLINE i64 block_floats(i64 padded) { return padded * block_columns; }
 GD_INLINE i64 own_floats(i64 padded, int nw) {
-  return block_k * block_columns + nw * block_floats(padded);
+  return longest_block * block_columns + nw * block_floats(padded);
 }
 
 template <int NW, class T, class Weight, class Epi>
 void many(const Team& team, const T* x, i64 stride, const Weight* const (&w)[NW], i64 rows, i64 n,
           i64 k, char* scratch, Epi& epi) {
-  constexpr i64 group = block_columns / NB;
   const i64 most_rows = even_chunk(rows);
   float* own = reinterpret_cast<float*>(scratch + blocked_bytes(most_rows, k)) +
                team.id * own_floats(most_rows, NW);
-  float* sums = own + block_k * block_columns;
+  float* sums = own + longest_block * block_columns;
   for (i64 row = 0; row < rows; row += most_rows) {
     const i64 here = least(most_rows, rows - row), strips = (here + R - 1) / R;
     team.barrier();
+    team.reset_tickets();
     Blocked<T, Weight>::copy(team, x + row * stride, stride, here, most_rows, k, scratch);
     team.barrier();
     const Grid grid = choose_grid(strips, panels(n), team.count);
-    const Range down = Team{team.id / grid.across, grid.down, nullptr}.share(strips);
-    const Range across = Team{team.id % grid.across, grid.across, nullptr}.share(panels(n));
-    const Range own_rows = {down.begin * R, least(down.end * R, here)};
-    for (i64 p = across.begin; p < across.end; p += group) {
-      const Range block = {p, least(p + group, across.end)};
+    Groups groups(panels(n), grid.across);
+    for (i64 task = team.next_ticket(-1); groups.find(task / grid.down);
+         task = team.next_ticket(task)) {
+      const Range block = groups.found();
+      const Range down = Team{int(task % grid.down), grid.down, nullptr}.share(strips);
+      const Range own_rows = {down.begin * R, least(down.end * R, here)};
       for (int q = 0; q < NW; ++q)
         Blocked<T, Weight>::multiply(scratch, most_rows, own_rows, w[q], block, k, own,
                                      sums + q * block_floats(most_rows));
       drain<NW>(sums, block_floats(most_rows), block_columns, row + own_rows.begin,
-                own_rows.end - own_rows.begin, p * NB, least(block.end * NB, n) - p * NB, epi);
+                own_rows.end - own_rows.begin, block.begin * NB,
+                least(block.end * NB, n) - block.begin * NB, epi);
     }
   }
 }

@@ -109,7 +109,7 @@ template <class T, class Epi>
 GD_NOINLINE void many_of(const ExpertLinear<T>& p, const Chunk& c, const T* w, Range mine,
                          float* own, Epi& epi) {
   constexpr i64 group = block_columns / NB;
-  float* sums = own + block_k * block_columns;
+  float* sums = own + longest_block * block_columns;
   for (i64 panel = mine.begin; panel < mine.end; panel += group) {
     const Range block = {panel, least(panel + group, mine.end)};
     many_block<T>(c.x, round_up(c.count, R), {0, c.count}, w, block, p.k, own, sums);

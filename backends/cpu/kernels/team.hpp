@@ -42,6 +42,8 @@ struct Team {
   // Numbers 0, 1, 2, ... handed out to whoever asks; a barrier must lie between the last use and
   // reset_tickets, and between that and the first use.
   i64 take_ticket() const { return __atomic_fetch_add(&state->ticket, 1, __ATOMIC_RELAXED); }
+  // The same after `last`, which is -1 at first; one thread alone needs no state for it.
+  i64 next_ticket(i64 last) const { return count > 1 ? take_ticket() : last + 1; }
   void reset_tickets() const {
     if (id == 0) __atomic_store_n(&state->ticket, 0, __ATOMIC_RELAXED);
   }

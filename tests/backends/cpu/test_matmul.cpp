@@ -146,7 +146,8 @@ template <class T> static void test_all(int threads) {
       {1, 1, 1},     {1, 17, 33},   {1, 128, 64},   {2, 40, 31},    {3, 16, 64},  {4, 65, 5},
       {5, 129, 7},   {6, 33, 1025}, {7, 64, 511},   {8, 3, 4000},   {12, 5, 3},   {13, 1, 1},
       {13, 257, 65}, {17, 70, 300}, {31, 20, 129},  {32, 81, 64},   {33, 90, 130}, {49, 7, 9},
-      {100, 130, 259}, {481, 31, 300}, {500, 140, 33}, {975, 17, 5}};
+      {100, 130, 259}, {481, 31, 300}, {500, 140, 33}, {975, 17, 5}, {35, 310, 527},
+      {38, 20, 1025}};
   for (const auto& s : sizes) test_one<T>(threads, s[0], s[1], s[2], s[0] % 3);
   for (const auto& s : sizes)
     if (s[0] < 200) test_two<T>(threads, s[0], s[1], s[2]);
@@ -162,6 +163,7 @@ template <class T> static void test_all(int threads) {
   test_experts<T>(threads, 2, 8, 130, 513, 2);
   test_experts<T>(threads, 90, 3, 140, 300, 3);
   test_experts<T>(threads, 700, 1, 33, 31, 2);
+  test_experts<T>(threads, 110, 1, 20, 530);
 }
 
 int main() {

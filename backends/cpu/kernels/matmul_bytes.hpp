@@ -23,23 +23,6 @@ template <class Q> struct PanelBlock {
 
 constexpr i64 block_bytes_k = 576;  // numbers of k whose panel stays in L1
 
-// At most R rows as blocks, those of all rows side by side, R of them; zeros beyond the rows and k.
-template <class Q, class T>
-GD_NOINLINE void byte_strip(const T* x, i64 stride, i64 rows, i64 k, ByteBlock<Q>* to) {
-  for (i64 r = 0; r < R; ++r, x += stride, ++to)
-    for (i64 begin = 0; begin < k; begin += Q::block) {
-      const i64 have = r < rows ? least(Q::block, k - begin) : 0;
-      alignas(64) float part[Q::block];
-      if (have == Q::block) {
-        for (int i = 0; i < Q::block; i += W) store(part + i, load(x + begin + i, Full{}), Full{});
-      } else {
-        __builtin_memset(part, 0, sizeof part);
-        for_lanes(have, [&](i64 i, auto l) { store(part + i, load(x + begin + i, l), l); });
-      }
-      prepare(part, to[begin / Q::block * R]);
-    }
-}
-
 // `count` blocks of a panel, from number `begin` of k.
 template <class Q>
 GD_NOINLINE void unpack_bytes(const Q* w, i64 k, i64 panel, i64 begin, i64 count,
@@ -117,9 +100,10 @@ struct Blocked<T, Quant<4, Group, Offset, Scale, true>> {
 
   static void copy(const Team& team, const T* x, i64 stride, i64 rows, i64, i64 k, char* to) {
     const Range mine = team.share((rows + R - 1) / R);
-    for (i64 s = mine.begin; s < mine.end; ++s)
-      quants::byte_strip<Q>(x + s * R * stride, stride, rows - s * R, k,
-                            reinterpret_cast<Block*>(to) + s * R * blocks(k));
+    // The rows of a strip lie side by side, block by block, and those beyond the last are zeros.
+    for (i64 r = mine.begin * R; r < mine.end * R; ++r)
+      quants::prepare_row<Q>(x + r * stride, r < rows ? k : 0, k,
+                             reinterpret_cast<Block*>(to) + r / R * R * blocks(k) + r % R, R);
   }
 
   static GD_NOINLINE void multiply(const char* x, i64, Range rows, const Q* w, Range group, i64 k,

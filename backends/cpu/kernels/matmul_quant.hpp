@@ -85,7 +85,7 @@ struct Reader<T, Quant<Bits, Group, Offset, Scale, IntAct>> {
                   const char** pointers) {
     const i64 bytes = quants::row_bytes(k);
     share_rows(team, rows, k, bytes, bytes, scratch, pointers, [&](i64 r, char* to) {
-      quants::prepare_row<Q>(x + r * stride, k, reinterpret_cast<typename Kind::Block*>(to));
+      quants::prepare_row<Q>(x + r * stride, k, k, reinterpret_cast<typename Kind::Block*>(to), 1);
     });
     return 0;
   }

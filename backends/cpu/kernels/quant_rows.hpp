@@ -275,13 +275,17 @@ template <class T, class Q> struct RowsOf<T, Q, true, true> {
   using type = ByteRows<Q>;
 };
 
-// Row x[k] as blocks, zeros beyond.
+// The first `have` numbers of a row x[k] and zeros as blocks, which lie `step` blocks apart.
 template <class Q, class T, class Block>
-GD_NOINLINE void prepare_row(const T* x, i64 k, Block* to) {
-  for (i64 begin = 0; begin < k; begin += Q::block, ++to) {
-    alignas(64) float part[Q::block] = {};
-    for_lanes(least(Q::block, k - begin),
-              [&](i64 i, auto l) { store(part + i, load(x + begin + i, l), l); });
+GD_NOINLINE void prepare_row(const T* x, i64 have, i64 k, Block* to, i64 step) {
+  alignas(64) float part[Q::block];
+  for (i64 begin = 0; begin < k; begin += Q::block, to += step) {
+    if (begin + Q::block <= have) {
+      for (int i = 0; i < Q::block; i += W) store(part + i, load(x + begin + i, Full{}), Full{});
+    } else {
+      __builtin_memset(part, 0, sizeof part);
+      for_lanes(have - begin, [&](i64 i, auto l) { store(part + i, load(x + begin + i, l), l); });
+    }
     prepare(part, *to);
   }
 }

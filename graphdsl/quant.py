@@ -222,12 +222,17 @@ def round_to_nearest(weight: Tensor, quant: Quant) -> Quantised:
     """
     assert weight.dim() == 2
     assert quant.fits(weight.shape[1]), f"{quant} does not fit k = {weight.shape[1]}"
+    n, k = weight.shape
+    values, scales = torch.empty(n, k, dtype=torch.int8), torch.empty(n, k // (quant.group or k))
+    offsets = torch.empty_like(scales) if quant.offset else None
     # Some rows at a time: a weight in f32, several times over, is a good part of a model.
-    rows = max(1, _AT_ONCE // weight.shape[1])
-    parts = [_rounded(weight[i:i + rows], quant) for i in range(0, weight.shape[0], rows)]
-    offsets = [p[2] for p in parts if p[2] is not None]
-    return Quantised(quant, torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts]),
-                     torch.cat(offsets) if offsets else None)
+    step = max(1, _AT_ONCE // k)
+    for begin in range(0, n, step):
+        rows = slice(begin, begin + step)
+        values[rows], scales[rows], lowest = _rounded(weight[rows], quant)
+        if offsets is not None and lowest is not None:
+            offsets[rows] = lowest
+    return Quantised(quant, values, scales, offsets)
 
 
 def _fitting(quant: Quant, values: Tensor, scales: Tensor, offsets: Tensor | None) -> Quantised:

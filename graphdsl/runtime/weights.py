@@ -150,7 +150,8 @@ class WeightFormat:
         return made.held_in(quant)
 
     def _rounded(self, names: str, tensor: Tensor, quant: Quant) -> Quantised:
-        if not bool(torch.isfinite(tensor).all()):
+        # The least and the most are NaN where a number is; isfinite of all would copy them twice.
+        if not bool(torch.isfinite(torch.stack(torch.aminmax(tensor))).all()):
             raise GraphError(f"{self.owner}: weight {names} has numbers that are not finite, so it "
                              "cannot be quantised", hint="the weights may be damaged")
         return round_to_nearest(tensor, quant)

@@ -26,8 +26,8 @@ import torch
 
 from graphdsl.builder import BuildOptions
 from graphdsl.hf.model import LanguageModel, open_model
+from graphdsl.hf.prompt import encode_prompt
 from graphdsl.hf.sampling import Sampling
-from graphdsl.hf.tokenizer import encode_prompt
 
 PROMPTS = (
     "What is gravity?",

@@ -17,10 +17,10 @@ from graphdsl.commands.parallel import check_launch, joined, passes_of
 from graphdsl.commands.session import Session, check_folder, say
 from graphdsl.errors import GraphError
 from graphdsl.hf.generate import Step, StepModel, collect, generate
+from graphdsl.hf.prompt import encode_prompt
 from graphdsl.hf.sampling import Sampling
 from graphdsl.hf.static import StaticModel
 from graphdsl.hf.stream import TextStream
-from graphdsl.hf.tokenizer import encode_prompt
 from graphdsl.lazy import torch
 from graphdsl.passes.static import static_parts
 from graphdsl.quant import Quant
@@ -56,7 +56,11 @@ def _run(args: argparse.Namespace, session: Session, group: Group | None) -> int
     model = StaticModel(opened, static[0].length, static[0].cache) if static else opened
     # Ids in and ids out need no tokenizer, so a model without one will do.
     has_text = not (args.prompt_ids is not None and args.ids)
-    tokenizer: Any = model.tokenizer if has_text or args.stop else None
+    tokenizer: Any = None
+    if args.stop:  # which transformers finds in its own tokenizer's vocabulary
+        tokenizer = model.tokenizer
+    elif has_text:
+        tokenizer = model.plain_tokenizer
     if texts:
         prompts = [encode_prompt(tokenizer, text, args.raw) for text in texts]
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,22 @@ def need(module: str) -> Any:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        missing = error.name or module
-        raise GraphError(
-            f"the package {missing.split('.')[0]!r} is needed to read this model and is missing",
-            hint="pip install 'graphdsl[hf]'",
-        ) from error
+        raise _missing(error.name or module) from error
+
+
+def version_of(package: str) -> str:
+    """The version of an installed package, which is not imported for it. Raises as `need` does."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError as error:
+        raise _missing(package) from error
+
+
+def _missing(module: str) -> GraphError:
+    return GraphError(
+        f"the package {module.split('.')[0]!r} is needed to read this model and is missing",
+        hint="pip install 'graphdsl[hf]'",
+    )
 
 
 @contextmanager

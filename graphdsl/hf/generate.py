@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from graphdsl.errors import GraphError
-from graphdsl.hf.sampling import Endings, Sampling, endings, logits_processors
+from graphdsl.hf.sampling import Endings, Processors, Sampling, endings, logits_processors
 from graphdsl.lazy import torch
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def collect(prompts: Sequence[Sequence[int]], steps: Iterable[Step]) -> Completi
 class Chooser:
     """Takes the likeliest ids, or draws them with the generator."""
 
-    processors: Any
+    processors: Processors
     greedy: bool
     generator: torch.Generator | None
     _logits: torch.Tensor | None = None
@@ -154,8 +154,7 @@ class Chooser:
             return self._likeliest(logits)
         check_numbers(logits)
         # Processors may write into what they are given, which is the session's.
-        scores: torch.Tensor = self.processors(torch.from_numpy(ids),
-                                               logits.to(torch.float32, copy=True))
+        scores = self.processors(torch.from_numpy(ids), logits.to(torch.float32, copy=True))
         if self.greedy:
             chosen = scores.argmax(-1)
         else:

@@ -14,8 +14,9 @@ from graphdsl.errors import GraphError
 from graphdsl.hf.checkpoint import Checkpoint, open_checkpoint
 from graphdsl.hf.fetch import resolve_model
 from graphdsl.hf.generate import Completion, Session, collect, generate
+from graphdsl.hf.prompt import Tokenizer
 from graphdsl.hf.sampling import Sampling
-from graphdsl.hf.tokenizer import load_tokenizer
+from graphdsl.hf.tokenizer import load_plain_tokenizer, load_tokenizer
 from graphdsl.ir import Graph
 from graphdsl.layer import trace
 from graphdsl.lazy import torch
@@ -189,6 +190,11 @@ class LanguageModel:
     def tokenizer(self) -> Any:
         """The model's own tokenizer, as transformers loads it."""
         return load_tokenizer(self.checkpoint.path, self.options.cache)
+
+    @cached_property
+    def plain_tokenizer(self) -> Tokenizer:
+        """The same for ids and text alone: without transformers, where it was converted before."""
+        return load_plain_tokenizer(self.checkpoint.path, self.options.cache)
 
     def start(self, batch: int, capacity: int) -> Session:
         """An empty session for `batch` rows of at most `capacity` tokens."""

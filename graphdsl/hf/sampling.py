@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -69,32 +69,54 @@ class Sampling:
             _want(0 <= token < vocab, "token id", token, f"0 to {vocab - 1}")
 
 
-def logits_processors(sampling: Sampling, prompt_length: int, left_padding: torch.Tensor) -> Any:
-    """The LogitsProcessorList that transformers' generate would make, in its order.
+@dataclass(frozen=True)
+class Processors:
+    """What changes the logits of a step before an id is chosen, in this order; false where nothing
+    does."""
+
+    each: tuple[Any, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.each)
+
+    def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """ids: i64 [rows, so far]; scores: f32 [rows, vocab], which may be written to."""
+        for process in self.each:
+            scores = process(ids, scores)
+        return scores
+
+
+def logits_processors(sampling: Sampling, prompt_length: int,
+                      left_padding: torch.Tensor) -> Processors:
+    """Those that transformers' generate would make, in its order: its own, so that it is imported
+    where there are any.
 
     prompt_length counts padding; left_padding: i64 [batch], how many ids of each row are padding.
     """
-    module = need(PROCESSORS)
+    asked = _asked(sampling, prompt_length, left_padding)
+    return Processors(tuple(getattr(need(PROCESSORS), name)(*given) for name, *given in asked))
+
+
+def _asked(sampling: Sampling, prompt_length: int,
+           left_padding: torch.Tensor) -> Iterator[tuple[Any, ...]]:
+    """Names of transformers' classes with what they are made of."""
     eos = torch.tensor(sampling.eos, dtype=torch.int64)
-    found = module.LogitsProcessorList()
     if sampling.repetition_penalty != 1.0:
         penalty = float(sampling.repetition_penalty)
-        found.append(module.RepetitionPenaltyLogitsProcessor(penalty, left_padding))
+        yield "RepetitionPenaltyLogitsProcessor", penalty, left_padding
     if sampling.bad_words:
         words = [list(word) for word in sampling.bad_words]
-        found.append(module.NoBadWordsLogitsProcessor(words, eos if sampling.eos else None))
+        yield "NoBadWordsLogitsProcessor", words, eos if sampling.eos else None
     if sampling.eos and sampling.min_new_tokens > 0:
-        least = sampling.min_new_tokens
-        found.append(module.MinNewTokensLengthLogitsProcessor(prompt_length, least, eos))
+        yield "MinNewTokensLengthLogitsProcessor", prompt_length, sampling.min_new_tokens, eos
     if sampling.greedy:
-        return found
+        return
     if sampling.temperature != 1.0:
-        found.append(module.TemperatureLogitsWarper(float(sampling.temperature)))
+        yield "TemperatureLogitsWarper", float(sampling.temperature)
     if sampling.top_k:
-        found.append(module.TopKLogitsWarper(sampling.top_k))
+        yield "TopKLogitsWarper", sampling.top_k
     if sampling.top_p < 1.0:
-        found.append(module.TopPLogitsWarper(float(sampling.top_p)))
-    return found
+        yield "TopPLogitsWarper", float(sampling.top_p)
 
 
 @dataclass(frozen=True)

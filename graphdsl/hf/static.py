@@ -10,6 +10,7 @@ from graphdsl.errors import GraphError
 from graphdsl.hf.checkpoint import Checkpoint
 from graphdsl.hf.generate import Session
 from graphdsl.hf.model import LanguageModel
+from graphdsl.hf.prompt import Tokenizer
 from graphdsl.lazy import torch_dtype
 from graphdsl.passes.static import StaticGraphs, static
 from graphdsl.runtime.operator import Operator
@@ -41,6 +42,10 @@ class StaticModel:
     @property
     def tokenizer(self) -> Any:
         return self.model.tokenizer
+
+    @property
+    def plain_tokenizer(self) -> Tokenizer:
+        return self.model.plain_tokenizer
 
     @cached_property
     def graphs(self) -> StaticGraphs:

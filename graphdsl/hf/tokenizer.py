@@ -4,27 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, cast
 
 from graphdsl.errors import GraphError
-from graphdsl.hf.extras import need, tokenizer_errors
+from graphdsl.hf.extras import need, tokenizer_errors, version_of
 from graphdsl.hf.fields import Fields, read_json
 from graphdsl.hf.gguf_header import read_header
+from graphdsl.hf.plain_tokenizer import PLAIN, read_plain, write_plain
+from graphdsl.hf.prompt import Tokenizer
 
-
-class Tokenizer(Protocol):
-    """The part of a transformers tokenizer that is used here."""
-
-    chat_template: Any
-
-    def __call__(self, text: str) -> Any: ...
-
-    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str: ...
-
-    def apply_chat_template(self, conversation: list[dict[str, str]], **options: Any) -> Any: ...
-
+FORM = 2
+"""Of the cache's entries: another number makes all of them anew."""
 
 def load_tokenizer(
     path: Path, cache: Path, notice: Callable[[str], None] = lambda text: None
@@ -38,25 +30,17 @@ def load_tokenizer(
     """
     if path.is_dir():
         return _from_folder(path)
-    return _from_gguf(path, cache, notice)
+    return _from_gguf(path, cache, notice, _from_cache)
 
 
-def encode_prompt(tokenizer: Tokenizer, text: str, raw: bool = False) -> list[int]:
-    """The ids that the model is given: `text` as the user's turn in the tokenizer's chat template,
-    or, if `raw` or where there is no template, as it stands.
-
-    Raises GraphError if nothing is left to give the model.
-    """
-    if raw or not tokenizer.chat_template:
-        ids = tokenizer(text)["input_ids"]
-    else:
-        turns = [{"role": "user", "content": text}]
-        ids = tokenizer.apply_chat_template(
-            turns, add_generation_prompt=True, tokenize=True, return_dict=True
-        )["input_ids"]
-    if not ids:
-        raise GraphError("the prompt is empty; wanted: at least one token")
-    return [int(i) for i in ids]
+def load_plain_tokenizer(
+    path: Path, cache: Path, notice: Callable[[str], None] = lambda text: None
+) -> Tokenizer:
+    """The same for those who want ids and text and no more: one that was converted before is read
+    without transformers, unless it does what only transformers can."""
+    if path.is_dir():
+        return cast(Tokenizer, _from_folder(path))
+    return cast(Tokenizer, _from_gguf(path, cache, notice, _plain_from_cache))
 
 
 def _from_folder(folder: Path) -> Any:
@@ -86,12 +70,14 @@ def _refuse_code(path: Path) -> None:
         )
 
 
-def _from_gguf(path: Path, cache: Path, notice: Callable[[str], None]) -> Any:
+def _from_gguf(path: Path, cache: Path, notice: Callable[[str], None],
+               read: Callable[[Path], Any]) -> Any:
+    """As `read` reads it from an entry of the cache, which is made if there is none."""
     key = _cache_key(path)
     folder = cache / "tokenizers" / key
     if (folder / "tokenizer.json").is_file():
         try:
-            return _from_cache(folder)
+            return read(folder)
         except GraphError as error:
             notice(f"the cached tokenizer is made again: {error}")
     auto = need("transformers").AutoTokenizer
@@ -113,10 +99,9 @@ def _cache_key(path: Path) -> str:
             f"{path}: no tokenizer: the metadata has no 'tokenizer.ggml.tokens'",
             hint="give token ids instead of text (--prompt-ids)",
         )
-    versions = f"{need('transformers').__version__} {need('tokenizers').__version__}"
     with path.open("rb") as file:
         digest = hashlib.sha256(file.read(header.end))
-    digest.update(versions.encode())
+    digest.update(f"{FORM} {version_of('transformers')} {version_of('tokenizers')}".encode())
     return digest.hexdigest()[:32]
 
 
@@ -128,6 +113,10 @@ def _from_cache(folder: Path) -> Any:
         return fast.from_pretrained(folder, local_files_only=True)
 
 
+def _plain_from_cache(folder: Path) -> Any:
+    return read_plain(folder) if (folder / PLAIN).is_file() else _from_cache(folder)
+
+
 def _store(tokenizer: Any, folder: Path) -> None:
     """Writes the entry beside its place and renames it there file by file, the one that makes the
     entry visible last, so that a reader and a killed process never meet half of one."""
@@ -135,6 +124,7 @@ def _store(tokenizer: Any, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".store-", dir=folder.parent) as temporary:
             tokenizer.save_pretrained(temporary)
+            write_plain(tokenizer, Path(temporary))
             files = sorted(Path(temporary).iterdir(), key=lambda p: p.name == "tokenizer.json")
             for file in files:
                 file.replace(folder / file.name)

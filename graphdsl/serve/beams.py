@@ -43,8 +43,8 @@ class Beams:
         self._candidates = max(2, 1 + len(sampling.eos)) * width
         self._prompt = len(prompt)
         self._ends = endings(sampling, len(prompt) + budget, tokenizer)
-        self._processors: Any = logits_processors(sampling, len(prompt),
-                                                  torch.zeros(width, dtype=torch.int64))
+        self._processors = logits_processors(sampling, len(prompt),
+                                             torch.zeros(width, dtype=torch.int64))
         # At first all rows are the prompt, and continuations of the first one alone count.
         self._sofar = torch.tensor([list(prompt)] * width)
         self._scores = torch.tensor([0.0] + [OUT] * (width - 1))

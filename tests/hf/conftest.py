@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from hf_tiny import tiny_model, write_gguf
 from quick import quick_environment
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -75,3 +76,11 @@ def tokenizer() -> Any:
         "{% if add_generation_prompt %}<s>assistant:{% endif %}"
     )
     return made
+
+
+@pytest.fixture
+def gguf(tokenizer: Any, tmp_path: Path) -> Path:
+    """A tiny model's file with that tokenizer in it."""
+    model = tiny_model(vocab_size=len(tokenizer))
+    write_gguf(tmp_path / "m.gguf", model, tokenizer=tokenizer)
+    return tmp_path / "m.gguf"

@@ -20,8 +20,9 @@ from graphdsl.hf import fetch
 from graphdsl.hf.checkpoint import open_checkpoint
 from graphdsl.hf.extras import need
 from graphdsl.hf.fetch import PackagedModel, resolve_model
+from graphdsl.hf.prompt import encode_prompt
 from graphdsl.hf.stream import TextStream
-from graphdsl.hf.tokenizer import encode_prompt, load_tokenizer
+from graphdsl.hf.tokenizer import load_tokenizer
 
 MIXED = "größer 日本語 😀😃 stop sto st s the end"
 
@@ -120,13 +121,6 @@ def test_no_tokenizer(tmp_path: Path) -> None:
     write_gguf(tmp_path / "m.gguf", tiny_model())
     with pytest.raises(GraphError, match=r"no tokenizer: the metadata has no"):
         load_tokenizer(tmp_path / "m.gguf", tmp_path)
-
-
-@pytest.fixture
-def gguf(tokenizer: Any, tmp_path: Path) -> Path:
-    model = tiny_model(vocab_size=len(tokenizer))
-    write_gguf(tmp_path / "m.gguf", model, tokenizer=tokenizer)
-    return tmp_path / "m.gguf"
 
 
 def test_a_tokenizer_in_a_gguf_file_is_converted_once(tokenizer: Any, gguf: Path) -> None:

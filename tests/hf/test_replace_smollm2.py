@@ -14,8 +14,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from graphdsl.builder import BuildOptions
 from graphdsl.hf.checkpoint import Checkpoint, open_checkpoint
+from graphdsl.hf.prompt import encode_prompt
 from graphdsl.hf.replace import replace_layers
-from graphdsl.hf.tokenizer import encode_prompt, load_tokenizer
+from graphdsl.hf.tokenizer import load_tokenizer
 
 NEW = 12
 PROMPTS = ("What is gravity?", "Write a sentence about the sea, and one about boats.",

@@ -15,8 +15,8 @@ from graphdsl.builder import BuildOptions
 from graphdsl.errors import ToolError
 from graphdsl.hf.checkpoint import Checkpoint
 from graphdsl.hf.model import LanguageModel, open_model
+from graphdsl.hf.prompt import encode_prompt
 from graphdsl.hf.sampling import Sampling
-from graphdsl.hf.tokenizer import encode_prompt
 from graphdsl.lazy import torch_dtype
 from graphdsl.models.llama import Llama
 from graphdsl.reference import error_of

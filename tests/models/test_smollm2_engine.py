@@ -12,8 +12,8 @@ import torch
 from graphdsl.builder import BuildOptions
 from graphdsl.errors import ToolError
 from graphdsl.hf.model import LanguageModel, open_model
+from graphdsl.hf.prompt import encode_prompt
 from graphdsl.hf.sampling import Sampling
-from graphdsl.hf.tokenizer import encode_prompt
 
 pytest.importorskip("transformers", reason="needs the extra hf")
 from test_smollm2 import theirs

@@ -12,9 +12,9 @@ from graphdsl.builder import BuildOptions
 from graphdsl.errors import ToolError
 from graphdsl.hf.generate import collect, generate
 from graphdsl.hf.model import LanguageModel, open_model
+from graphdsl.hf.prompt import encode_prompt
 from graphdsl.hf.sampling import Sampling
 from graphdsl.hf.static import StaticModel
-from graphdsl.hf.tokenizer import encode_prompt
 
 pytestmark = pytest.mark.full
 pytest.importorskip("transformers", reason="needs the extra hf")

@@ -7,10 +7,10 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from graphdsl.backend import Backend, find_backend
 from graphdsl.builder import lower
@@ -25,7 +25,6 @@ from graphdsl.roofline import Limits, Machine, Measured, beyond_cache, rate
 from graphdsl.roofline_costs import Cost, Place, Step, cost, places
 from graphdsl.roofline_svg import drawing
 from graphdsl.runtime.operator import Operator, State
-from graphdsl.runtime.prepared import Prepared
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,7 +65,7 @@ class Copy:
     state: State
 
     @cached_property
-    def step(self) -> Prepared:
+    def step(self) -> Callable[[], Any]:
         """A call on them, as a loop of decoding makes it."""
         return self.operator.prepared(*self.inputs, state=self.state)
 

@@ -10,6 +10,7 @@ do not exist there; start workers with `spawn`, to which an Operator can be sent
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from graphdsl.runtime.dims import PlanDim, sources
 from graphdsl.runtime.folder import library_checksum, library_path, open_library, read_manifest
 from graphdsl.runtime.group import Group, check_group
 from graphdsl.runtime.pages import PageCheck
-from graphdsl.runtime.plans import BoundPlan, ThreadPlans, threads_now
+from graphdsl.runtime.plans import BoundPlan, ThreadPlans, stepped, threads_now
 from graphdsl.runtime.ports import Port, listed
 from graphdsl.runtime.prepared import Prepared
 from graphdsl.runtime.weights import Checked, WeightFormat
@@ -178,9 +179,14 @@ class Operator:
                 self._plans.remember(inputs, state, given, out or ())
         return results[0] if len(results) == 1 else tuple(results)
 
-    def prepared(self, *inputs: Tensor, state: State | None = None) -> Prepared:
-        """A call on these tensors that is made again and again, as a loop of decoding does."""
-        return Prepared(self, inputs, state)
+    def prepared(self, *inputs: Tensor, state: State | None = None) -> Callable[[], Any]:
+        """A call on these tensors that is made again and again, as a loop of decoding does; on the
+        host it is a `Prepared`, which writes to the same results."""
+        call = partial(self, *inputs, state=state)
+        if self._away:
+            return call
+        return Prepared(call, self._plans, lambda: self._bound_weights()[1],
+                        lambda: (inputs, self._tensors(state or {})))
 
     def _again(self, inputs: tuple[Tensor, ...], state: State | None,
                out: Sequence[Tensor] | None, weights: Checked) -> Sequence[Tensor] | None:
@@ -204,7 +210,7 @@ class Operator:
         bound.bind(weights)
         self._plans.last = bound
         addresses = () if alike else tuple(map(torch.Tensor.data_ptr, (*inputs, *results)))
-        if not self._stepped(bound.plan.step_held, held, addresses):
+        if not stepped(bound.plan.step_held, held, addresses):
             self._refuse_range(inputs, self._tensors(state))
         return results
 
@@ -242,7 +248,7 @@ class Operator:
         addresses = list(map(torch.Tensor.data_ptr, (*tensors, *outputs)))
         # The stream comes last: whatever torch does before is on it then.
         stream = self.device.stream(self.name) if self._away else 0
-        if not self._stepped(bound.plan.step, addresses, stream):
+        if not stepped(bound.plan.step, addresses, stream):
             self._refuse_range(inputs, state)
         return outputs
 
@@ -253,15 +259,6 @@ class Operator:
         kept = self.device.gathered(self.name, self.state, state, weights.device)
         claim(self.name, self.library, self.device.current())
         return found, kept
-
-    def _stepped(self, step: Callable[..., bool], *given: Any) -> bool:
-        """What a step of native code gives. Raises GraphError for what it refuses, with the hint
-        that its message may end with."""
-        try:
-            return step(*given)
-        except RuntimeError as error:
-            message, _, hint = str(error).partition("\n  hint: ")
-            raise GraphError(message, hint=hint) from None
 
     def _known(self, tensors: Sequence[Tensor]) -> BoundPlan | None:
         """The plan of a call like an earlier one; nothing where anything is not as it was then.

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from graphdsl.errors import GraphError
 from graphdsl.lazy import torch
 from graphdsl.runtime.weights import Checked
 
@@ -103,6 +104,16 @@ class ThreadPlans(threading.local):
                 self.states.popitem(last=False)
 
 
+def stepped(step: Callable[..., bool], *given: Any) -> bool:
+    """What a step of native code gives: whether all numbers of its inputs are in range. Raises
+    GraphError for what it refuses, with the hint that its message may end with."""
+    try:
+        return step(*given)
+    except RuntimeError as error:
+        message, _, hint = str(error).partition("\n  hint: ")
+        raise GraphError(message, hint=hint) from None
+
+
 def threads_now() -> int:
     """Those that torch has for this thread."""
     if os.getpid() != _PROCESS:
@@ -121,4 +132,4 @@ def held_tensors(names: tuple[str, ...], inputs: Sequence[Tensor], state: Sequen
 
 
 __all__ = ["PLANS_A_THREAD", "STATES_A_THREAD", "BoundPlan", "ThreadPlans", "held_tensors",
-           "threads_now"]
+           "stepped", "threads_now"]

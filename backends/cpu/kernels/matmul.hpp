@@ -65,15 +65,14 @@ void few(const Team& team, const T* x, i64 stride, const Weight* const (&w)[NW],
          i64 k, char* scratch, Epi& epi) {
   const char* pointers[few_rows];
   const i64 step = Reader<T, Weight>::rows(team, x, stride, rows, k, scratch, pointers);
-  const Range mine = team.share(panels(n));
   alignas(64) float c[NW][few_rows * few_stride];
-  for (i64 p = mine.begin; p < mine.end; p += side_panels) {
-    const Range group = {p, least(p + side_panels, mine.end)};
+  team.divide(panels(n), side_panels, [&](Range group) {
     for (int q = 0; q < NW; ++q)
       Reader<T, Weight>::panels(pointers, step, rows, w[q], group, k, c[q]);
-    drain<NW>(c[0], few_rows * few_stride, few_stride, 0, rows, p * NB,
-              least(group.end * NB, n) - p * NB, epi);
-  }
+    const i64 column = group.begin * NB;
+    drain<NW>(c[0], few_rows * few_stride, few_stride, 0, rows, column,
+              least(group.end * NB, n) - column, epi);
+  });
 }
 
 // How strips of R rows and groups of columns are divided among threads, so that the busiest has

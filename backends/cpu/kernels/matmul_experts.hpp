@@ -89,20 +89,20 @@ GD_NOINLINE void copy_rows(const Team& team, const ExpertLinear<T>& p, const Ord
 }
 
 template <class T, class Epi>
-GD_NOINLINE void few_of(const ExpertLinear<T>& p, const Chunk& c, const T* w, Range mine,
+GD_NOINLINE void few_of(const Team& team, const ExpertLinear<T>& p, const Chunk& c, const T* w,
                         Epi& epi) {
   const char* pointers[most_few<T>];
   for (i64 r = 0; r < c.count; ++r)
     pointers[r] = copies<T>(p.k) ? c.x + r * x_words<T>(p.k) * 4
                                  : reinterpret_cast<const char*>(p.row(c.rows[r]));
   alignas(64) float sums[most_few<T> * few_stride];
-  for (i64 panel = mine.begin; panel < mine.end; panel += side_panels) {
-    const Range group = {panel, least(panel + side_panels, mine.end)};
+  team.divide(panels(p.n), side_panels, [&](Range group) {
     few_panels(pointers, few_block_bytes<T>(c.count), c.count, w, group, p.k, sums);
+    const i64 column = group.begin * NB;
     for (i64 r = 0; r < c.count; ++r)
-      drain<1>(sums + r * few_stride, 0, few_stride, c.rows[r], 1, panel * NB,
-               least(group.end * NB, p.n) - panel * NB, epi);
-  }
+      drain<1>(sums + r * few_stride, 0, few_stride, c.rows[r], 1, column,
+               least(group.end * NB, p.n) - column, epi);
+  });
 }
 
 template <class T, class Epi>
@@ -157,7 +157,7 @@ void expert_linear(const Team& team, const ExpertLinear<T>& p, char* scratch, Ep
     if (experts::is_many<T>(c.count))
       experts::many_of(p, c, w, mine, reinterpret_cast<float*>(own + order_bytes), epi);
     else
-      experts::few_of(p, c, w, mine, epi);
+      experts::few_of(team, p, c, w, epi);
   });
 }
 

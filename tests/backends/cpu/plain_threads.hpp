@@ -8,7 +8,7 @@
 namespace gd {
 
 template <class Body> void run_team(int threads, Body body) {
-  TeamState state;
+  TeamState state(threads);
   std::vector<std::thread> others;
   for (int id = 1; id < threads; ++id)
     others.emplace_back([&, id] { body(Team{id, threads, &state}); });

@@ -1,5 +1,7 @@
 // The team and its barrier, workspace placement, the KV cache, rope, selection and copies.
 #include <string.h>
+#include <chrono>
+#include <thread>
 #include "check.hpp"
 #include "kv.hpp"
 #include "misc.hpp"
@@ -35,6 +37,51 @@ static void test_team() {
       expect(at == n, "shares cover everything", n);
     }
   }
+}
+
+// Every item is taken once, also where some threads are late and where there are more threads than
+// help each other.
+static void test_divided_work() {
+  constexpr i64 works = 12, items[] = {0, 1, 7, 64, 1000};
+  std::vector<int> taken;
+  const auto divide = [&](const Team& team) {
+    for (i64 work = 0; work < works; ++work)
+      team.divide(items[work % 5], 1 + work % 4, [&](gd::Range part) {
+        for (i64 i = part.begin; i < part.end; ++i)
+          __atomic_fetch_add(&taken[size_t(work * 1000 + i)], 1, __ATOMIC_RELAXED);
+      });
+  };
+  const auto check_all = [&](int threads) {
+    for (i64 work = 0; work < works; ++work)
+      for (i64 i = 0; i < 1000; ++i)
+        expect(taken[size_t(work * 1000 + i)] == (i < items[work % 5] ? 1 : 0), "taken once",
+               threads, work, i);
+  };
+  for (int threads : {1, 2, 3, 5}) {
+    taken.assign(size_t(works) * 1000, 0);
+    gd::run_team(threads, [&](const Team& team) {
+      if (team.id % 3 == 1) std::this_thread::sleep_for(std::chrono::milliseconds(2));
+      divide(team);
+    });
+    check_all(threads);
+  }
+  const int many = gd::most_helpers + 10;
+  taken.assign(size_t(works) * 1000, 0);
+  for (int id = 0; id < many; ++id) divide(Team{id, many, nullptr});
+  check_all(many);
+}
+
+// The share of a thread that is late is done by another.
+static void test_others_help() {
+  bool late = true;
+  i64 done[2] = {0, 0};
+  gd::run_team(2, [&](const Team& team) {
+    if (team.id == 1)
+      while (__atomic_load_n(&late, __ATOMIC_RELAXED)) std::this_thread::yield();
+    team.divide(100, 3, [&](gd::Range part) { done[team.id] += part.end - part.begin; });
+    if (team.id == 0) __atomic_store_n(&late, false, __ATOMIC_RELAXED);
+  });
+  expect(done[0] == 100 && done[1] == 0, "helps", done[0], done[1]);
 }
 
 static void test_workspace() {
@@ -257,6 +304,8 @@ template <class E> static void test_copies(int threads) {
 
 int main() {
   test_team();
+  test_divided_work();
+  test_others_help();
   test_workspace();
   for (int threads : {1, 2, 3}) {
     for (bool interleaved : {false, true}) {

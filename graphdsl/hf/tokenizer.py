@@ -18,6 +18,7 @@ from graphdsl.hf.prompt import Tokenizer
 FORM = 2
 """Of the cache's entries: another number makes all of them anew."""
 
+
 def load_tokenizer(
     path: Path, cache: Path, notice: Callable[[str], None] = lambda text: None
 ) -> Any:
